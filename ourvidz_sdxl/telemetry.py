@@ -1,0 +1,60 @@
+"""Logs: events with keys, JSON in a pipe and colours on a terminal. Never a prompt, a key or a signed URL."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+# Whatever carries somebody's words or rights is dropped by its name, and, where it hides in a text, by its looks.
+SECRET_KEYS = {"prompt", "negative_prompt", "enhanced_prompt", "reference_image_url", "apikey", "authorization"}
+SECRET_LOOKS = re.compile(
+    r"sb_secret_[\w-]+|sb_publishable_[\w-]+"
+    r"|eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?"  # a JSON web token
+    r"|(?<=[?&])(?:token|apikey|X-Amz-Signature)=[^&\s\"']+"
+)
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor."""
+    for key, value in event.items():
+        if key in SECRET_KEYS:
+            event[key] = "***"
+        elif isinstance(value, str):
+            event[key] = SECRET_LOOKS.sub("***", value)
+    return event
+
+
+def set_up_logging(log_format: str = "auto", level: str = "info") -> None:
+    """Logs go to standard error; standard output belongs to whoever called the command."""
+    as_text = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    # Libraries speak up only in trouble; httpx, for one, would log every URL.
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    # Its client reports each lost connection as an error; `wakeup` says it once, as a warning.
+    logging.getLogger("realtime").setLevel(logging.CRITICAL)

@@ -1,0 +1,168 @@
+-- What a job is. A frontend inserts a row with what it asks for; the worker fills in the rest.
+-- The CHECK constraints are the first validator: a job that cannot be painted is refused in the browser, under a name that says why.
+
+create schema private;   -- helpers and trigger functions; never listed in the API's exposed schemas
+comment on schema private is 'Functions that only the database itself calls. Not exposed by the API.';
+
+create table public.jobs (
+  -- who and what
+  id                   uuid primary key default gen_random_uuid(),
+  user_id              uuid not null default auth.uid() references auth.users (id) on delete cascade,
+  job_type             text not null,
+  target_worker        text not null default 'sdxl',
+  metadata             jsonb not null default '{}',
+  idempotency_key      text,
+  -- asked for
+  prompt               text not null default '',
+  negative_prompt      text not null default '',
+  batch_size           smallint not null default 1,
+  width                integer,
+  height               integer,
+  steps                smallint,
+  guidance_scale       double precision,
+  seed                 bigint,
+  output_format        text not null default 'png',
+  reference_image_url  text,
+  reference_image_path text,
+  reference_strength   double precision,
+  exact_copy_mode      boolean not null default false,
+  enhance_prompt       boolean not null default false,
+  fallback_to_text     boolean not null default false,
+  -- state
+  status               text not null default 'queued',
+  progress             smallint not null default 0,
+  error_code           text,
+  error_message        text,
+  attempts             smallint not null default 0,
+  max_attempts         smallint not null default 3,
+  cancel_requested_at  timestamptz,
+  created_at           timestamptz not null default now(),
+  started_at           timestamptz,
+  completed_at         timestamptz,
+  -- what really ran
+  enhanced_prompt      text,
+  warnings             jsonb not null default '[]',
+  metrics              jsonb,
+  -- order
+  priority             smallint not null default 100,
+  run_at               timestamptz not null default now(),
+  cost                 real not null default 1,
+  fair_key             double precision not null default 0,
+  -- lease; lease_expires_at is in no index on purpose, so that heartbeats stay heap-only updates
+  lease_token          uuid,
+  leased_by            text,
+  lease_expires_at     timestamptz,
+
+  constraint job_type_is_sdxl_image_fast_or_sdxl_image_high check (job_type in ('sdxl_image_fast', 'sdxl_image_high')),
+  constraint target_worker_is_a_short_lowercase_name check (target_worker ~ '^[a-z0-9_-]{1,64}$'),
+  constraint metadata_is_an_object_of_at_most_16_kb
+    check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 16384),
+  constraint idempotency_key_has_1_to_200_characters check (length(idempotency_key) between 1 and 200),
+  constraint prompt_is_required_unless_exact_copy_mode check (exact_copy_mode or btrim(prompt, E' \t\r\n') <> ''),
+  constraint prompt_has_at_most_4000_characters check (length(prompt) <= 4000),
+  constraint negative_prompt_has_at_most_4000_characters check (length(negative_prompt) <= 4000),
+  constraint batch_size_is_1_3_or_6 check (batch_size in (1, 3, 6)),
+  constraint width_and_height_come_together check ((width is null) = (height is null)),
+  constraint width_is_a_multiple_of_64_from_128_to_2048 check (width % 64 = 0 and width between 128 and 2048),
+  constraint height_is_a_multiple_of_64_from_128_to_2048 check (height % 64 = 0 and height between 128 and 2048),
+  constraint width_times_height_is_at_most_2097152 check (width::bigint * height <= 2097152),
+  constraint steps_is_from_1_to_100 check (steps between 1 and 100),
+  constraint guidance_scale_is_from_0_to_30 check (guidance_scale between 0 and 30),
+  constraint seed_is_from_0_to_2147483647 check (seed between 0 and 2147483647),
+  constraint output_format_is_png_webp_or_jpeg check (output_format in ('png', 'webp', 'jpeg')),
+  constraint reference_is_a_url_or_a_path_not_both
+    check (reference_image_url is null or reference_image_path is null),
+  constraint reference_image_url_is_https
+    check (reference_image_url ~ '^https://[^[:space:]]+$' and length(reference_image_url) <= 2048),
+  constraint reference_image_path_is_in_your_own_folder
+    check (length(reference_image_path) <= 1024
+           and reference_image_path ~ ('^((reference_images|sdxl_image_fast|sdxl_image_high)/)?' || user_id || '/[^/]')
+           and reference_image_path !~ '(^|/)\.\.?(/|$)'),
+  constraint reference_strength_is_from_0_to_1 check (reference_strength between 0 and 1),
+  constraint reference_strength_is_required_with_a_reference
+    check (exact_copy_mode or reference_strength is not null
+           or (reference_image_url is null and reference_image_path is null)),
+  constraint exact_copy_mode_needs_a_reference
+    check (not exact_copy_mode or reference_image_url is not null or reference_image_path is not null),
+
+  constraint status_is_known check (status in ('queued', 'processing', 'completed', 'failed', 'cancelled')),
+  constraint progress_is_from_0_to_100 check (progress between 0 and 100),
+  constraint max_attempts_is_from_1_to_20 check (max_attempts between 1 and 20),
+  constraint attempts_is_from_0_to_max_attempts check (attempts between 0 and max_attempts),
+  constraint priority_is_from_0_to_1000 check (priority between 0 and 1000),
+  constraint cost_is_positive check (cost > 0),
+  constraint warnings_is_an_array check (jsonb_typeof(warnings) = 'array'),
+  constraint processing_is_leased check ((status = 'processing') = (lease_expires_at is not null)),
+  constraint leased_has_a_token check (lease_expires_at is null or (lease_token is not null and leased_by is not null)),
+  constraint finished_has_a_time check ((status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)),
+  constraint failed_has_a_code check (status <> 'failed' or error_code is not null)
+) with (
+  -- room on each page for heap-only updates; vacuum often, since a queue turns over its rows
+  fillfactor = 85, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500,
+  autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 500, autovacuum_vacuum_cost_delay = 0
+);
+
+create index jobs_claim_idx on public.jobs (target_worker, priority, fair_key, id) where status = 'queued';
+create index jobs_active_idx on public.jobs (user_id, target_worker, fair_key) where status in ('queued', 'processing');
+create index jobs_processing_idx on public.jobs (target_worker, id) where status = 'processing';
+create index jobs_user_idx on public.jobs (user_id, created_at desc);
+create unique index jobs_idempotency_key_is_unique_per_user on public.jobs (user_id, idempotency_key)
+  where idempotency_key is not null;
+
+create table public.job_images (
+  job_id           uuid not null references public.jobs (id) on delete cascade,
+  index            smallint not null check (index between 0 and 5),
+  bucket           text not null,
+  path             text not null,
+  thumbnail_path   text not null,
+  seed             bigint not null,
+  width            integer not null check (width > 0),
+  height           integer not null check (height > 0),
+  mime_type        text not null,
+  bytes            integer not null check (bytes > 0),
+  sha256           text not null check (sha256 ~ '^[0-9a-f]{64}$'),
+  similarity_score real check (similarity_score between -1 and 1),
+  created_at       timestamptz not null default now(),
+  primary key (job_id, index)
+);
+create unique index job_images_path_idx on public.job_images (path, bucket);
+create unique index job_images_thumbnail_path_idx on public.job_images (thumbnail_path, bucket);
+
+create table public.job_events (
+  id         bigint generated always as identity primary key,
+  job_id     uuid not null references public.jobs (id) on delete cascade,
+  status     text not null,
+  attempt    smallint not null,
+  worker     text,
+  error_code text,
+  created_at timestamptz not null default clock_timestamp()
+);
+create index job_events_job_idx on public.job_events (job_id, id);
+
+create table public.workers (
+  id            text primary key,
+  target_worker text not null,
+  host          text not null,
+  gpu           text,
+  vram_mb       integer,
+  model         text,
+  version       text not null,
+  state         text not null constraint worker_state_is_known check (state in ('starting', 'ready', 'draining', 'stopped')),
+  started_at    timestamptz not null default now(),
+  last_seen_at  timestamptz not null default now()
+);
+create index workers_last_seen_idx on public.workers (last_seen_at);
+
+comment on table public.jobs is 'One row is one request for images. Insert a row to ask; listen to it to know.';
+comment on table public.job_images is 'The pictures of completed jobs: storage paths, never signed URLs. Written only by finish_job.';
+comment on table public.job_events is 'Append-only history of each job''s state, written by trigger.';
+comment on table public.workers is 'One row a worker: what it runs on and when it was last seen.';
+comment on column public.jobs.width is 'Pixels; absent means the model''s native size, or the reference''s aspect.';
+comment on column public.jobs.steps is 'Denoising steps; absent means 15 for sdxl_image_fast and 25 for sdxl_image_high.';
+comment on column public.jobs.guidance_scale is 'Classifier-free guidance; absent means 6.0 for fast and 7.5 for high.';
+comment on column public.jobs.seed is 'Seed of image 0; image i has seed + i. Absent means a random one, stored in job_images.';
+comment on column public.jobs.reference_strength is '0 ignores the reference, 1 keeps it: denoise strength is 1 - reference_strength.';
+comment on column public.jobs.reference_image_path is 'An object of your own: <user_id>/… in reference_images, or bucket/<user_id>/… .';
+comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
+comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';
+comment on column public.jobs.lease_token is 'Chosen by the worker for each claim; every write of the worker must carry it.';

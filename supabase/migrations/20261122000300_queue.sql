@@ -1,0 +1,178 @@
+-- The queue: the only functions that change a job's state. The worker calls them with its service key and chooses the lease token, so
+-- that a call whose reply was lost can be made again without further effect.
+
+-- Waiting time before the next attempt: exponential with full jitter, in seconds.
+create function private.backoff(p_attempt integer, p_base real default 5, p_cap real default 300) returns interval
+language sql volatile set search_path = '' as $$
+  select make_interval(secs => random() * least(p_cap, p_base * power(2, greatest(p_attempt, 1) - 1)))
+$$;
+
+-- Ends or requeues the jobs whose lease ran out: their worker died or lost its way. Returns how many.
+create function public.reap_jobs(p_target text, p_limit integer default 50) returns integer
+language plpgsql volatile set search_path = '' as $$
+declare
+  v_reaped integer;
+begin
+  with dead as materialized (
+    select j.id from public.jobs j
+     where j.status = 'processing' and j.target_worker = p_target and j.lease_expires_at < now()
+     limit p_limit for no key update skip locked)
+  update public.jobs j
+     set status = case when j.cancel_requested_at is not null then 'cancelled'
+                       when j.attempts >= j.max_attempts then 'failed' else 'queued' end,
+         completed_at = case when j.cancel_requested_at is not null or j.attempts >= j.max_attempts then now() end,
+         run_at = now() + private.backoff(j.attempts),
+         lease_expires_at = null,
+         error_code = 'lease_expired',
+         error_message = 'The worker stopped answering.'
+   where j.id = any (array (select dead.id from dead));
+  get diagnostics v_reaped = row_count;
+  return v_reaped;
+end $$;
+
+-- Takes up to p_limit waiting jobs under a lease.
+-- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next delayed job, or null}.
+-- The planner traps that this shape avoids: a LIMIT parameter in a SQL function is planned for a tenth of the backlog, and FOR UPDATE
+-- would skip rows whose children are being written (FOR NO KEY UPDATE does not).
+create function public.claim_jobs(
+  p_worker text, p_target text, p_job_types text[], p_token uuid, p_limit integer default 1, p_lease_seconds integer default 60
+) returns jsonb
+language plpgsql volatile set search_path = '' set statement_timeout = '5s' as $$
+declare
+  v_jobs jsonb;
+  v_next timestamptz;
+  v_more boolean;
+begin
+  perform public.reap_jobs(p_target, greatest(p_limit, 10));
+  select jsonb_agg(to_jsonb(j) order by j.priority, j.fair_key, j.id) into v_jobs
+    from public.jobs j
+   where j.status = 'processing' and j.target_worker = p_target and j.lease_token = p_token;   -- the same call made again
+  if v_jobs is null then
+    with next as materialized (
+      select j.id from public.jobs j
+       where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at <= now()
+       order by j.priority, j.fair_key, j.id limit p_limit for no key update skip locked),
+    claimed as (
+      update public.jobs j
+         set status = 'processing', progress = 0, attempts = j.attempts + 1, started_at = now(), error_code = null, error_message = null,
+             lease_token = p_token, leased_by = p_worker, lease_expires_at = now() + make_interval(secs => p_lease_seconds)
+       where j.id = any (array (select next.id from next)) returning j.*)
+    select jsonb_agg(to_jsonb(c) order by c.priority, c.fair_key, c.id) into v_jobs from claimed c;
+  end if;
+  if v_jobs is null then
+    select exists (select from public.jobs j
+                    where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at <= now()),
+           (select min(j.run_at) from public.jobs j
+             where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at > now())
+      into v_more, v_next;
+  end if;
+  return jsonb_build_object('jobs', coalesce(v_jobs, '[]'::jsonb), 'more', coalesce(v_more, true),
+                            'next_run_in_ms', ceil(extract(epoch from v_next - now()) * 1000)::bigint);
+end $$;
+
+-- Renews the leases held under p_token. p_progress is {"<job id>": 0..100}.
+-- Verdict of each job: ok | cancel (its user asked to stop) | lost (the lease belongs to somebody else, or to nobody).
+-- The lease is tested and not the status: with the status the planner prefers the wrong index.
+create function public.heartbeat_jobs(p_ids uuid[], p_token uuid, p_lease_seconds integer default 60, p_progress jsonb default '{}')
+returns table (id uuid, verdict text)
+language plpgsql volatile set search_path = '' as $$
+#variable_conflict use_column
+begin
+  return query
+  with renewed as (
+    update public.jobs j
+       set lease_expires_at = now() + make_interval(secs => p_lease_seconds),
+           progress = greatest(j.progress, coalesce((p_progress ->> j.id::text)::smallint, 0))
+     where j.id = any (p_ids) and j.lease_token = p_token and j.lease_expires_at is not null
+    returning j.id, j.cancel_requested_at)
+  select asked.id, case when r.id is null then 'lost' when r.cancel_requested_at is not null then 'cancel' else 'ok' end
+    from unnest(p_ids) asked (id) left join renewed r on r.id = asked.id;
+end $$;
+
+-- Ends a job, or gives it back. Outcomes: completed (p_images holds one object for each image, with the columns of job_images) |
+-- failed | retry (queued again after a pause, or failed when attempts are used up) | cancelled | released (the worker shuts down:
+-- queued again at once, the attempt is given back). p_error is {"code", "message"}.
+-- Returns ok | already (this call was made before) | lost (the lease is no longer the caller's; nothing was written).
+create function public.finish_job(
+  p_id uuid, p_token uuid, p_outcome text, p_images jsonb default '[]', p_error jsonb default null, p_metrics jsonb default null
+) returns text
+language plpgsql volatile set search_path = '' as $$
+declare
+  v_job public.jobs;
+  v_status text;
+begin
+  if p_outcome is null or p_outcome not in ('completed', 'failed', 'retry', 'cancelled', 'released') then
+    raise exception 'unknown outcome %', p_outcome using errcode = 'PT400', hint = 'completed, failed, retry, cancelled or released';
+  end if;
+  select * into v_job from public.jobs where id = p_id for no key update;
+  if not found or v_job.lease_token is distinct from p_token then
+    return 'lost';
+  end if;
+  if v_job.lease_expires_at is null then   -- the lease ended under this token: by this very call, or by the reaper
+    return case when v_job.error_code is distinct from 'lease_expired'
+                 and (v_job.status = p_outcome
+                      or (p_outcome in ('retry', 'released') and v_job.status in ('queued', 'cancelled'))
+                      or (p_outcome = 'retry' and v_job.status = 'failed'))
+                then 'already' else 'lost' end;
+  end if;
+  v_status := case
+    when p_outcome in ('completed', 'failed', 'cancelled') then p_outcome
+    when v_job.cancel_requested_at is not null then 'cancelled'
+    when p_outcome = 'retry' and v_job.attempts >= v_job.max_attempts then 'failed'
+    else 'queued' end;
+  if v_status = 'completed' then
+    if jsonb_array_length(p_images) <> v_job.batch_size then
+      raise exception 'a completed job of batch_size % needs as many images, not %', v_job.batch_size, jsonb_array_length(p_images)
+        using errcode = 'PT400';
+    end if;
+    insert into public.job_images (job_id, index, bucket, path, thumbnail_path, seed, width, height, mime_type, bytes, sha256, similarity_score)
+    select p_id, i.index, i.bucket, i.path, i.thumbnail_path, i.seed, i.width, i.height, i.mime_type, i.bytes, i.sha256, i.similarity_score
+      from jsonb_populate_recordset(null::public.job_images, p_images) i;
+  end if;
+  update public.jobs j
+     set status = v_status,
+         progress = case v_status when 'completed' then 100 when 'queued' then 0 else j.progress end,
+         completed_at = case when v_status <> 'queued' then now() end,
+         lease_expires_at = null,
+         error_code = case when v_status <> 'completed' then p_error ->> 'code' end,
+         error_message = case when v_status <> 'completed' then p_error ->> 'message' end,
+         metrics = coalesce(p_metrics, j.metrics),
+         attempts = case when p_outcome = 'released' then j.attempts - 1 else j.attempts end,
+         run_at = case when p_outcome = 'retry' then now() + private.backoff(j.attempts) else j.run_at end
+   where j.id = p_id;
+  return 'ok';
+end $$;
+
+-- Says that a worker lives: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version"}.
+create function public.report_worker(p_worker text, p_state text, p_facts jsonb) returns void
+language sql volatile set search_path = '' as $$
+  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state)
+  values (p_worker, p_facts ->> 'target_worker', p_facts ->> 'host', p_facts ->> 'gpu', (p_facts ->> 'vram_mb')::integer,
+          p_facts ->> 'model', p_facts ->> 'version', p_state)
+  on conflict (id) do update
+    set target_worker = excluded.target_worker, host = excluded.host, gpu = excluded.gpu, vram_mb = excluded.vram_mb,
+        model = excluded.model, version = excluded.version, state = excluded.state, last_seen_at = now()
+$$;
+
+revoke execute on all functions in schema private from public;
+revoke execute on function
+  public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
+  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb),
+  public.report_worker(text, text, jsonb)
+  from public, anon, authenticated;
+grant execute on function
+  public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
+  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb),
+  public.report_worker(text, text, jsonb)
+  to service_role;
+grant usage on schema private to service_role;
+grant execute on function private.backoff(integer, real, real) to service_role;
+
+-- Dead leases are reaped by every claim; where pg_cron is installed, also when no worker lives.
+do $$ begin
+  if exists (select from pg_extension where extname = 'pg_cron') then
+    perform cron.schedule('reap_jobs', '* * * * *', $cron$
+      select public.reap_jobs(t.target_worker)
+        from (select distinct target_worker from public.jobs where status = 'processing') t $cron$);
+  end if;
+end $$;

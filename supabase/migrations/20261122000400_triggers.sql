@@ -1,0 +1,112 @@
+-- What happens by itself when a job's row is written: its place in the queue, its history, and the word that goes out through Realtime.
+-- Trigger functions run as their owner, since realtime.send() works with its caller's rights; none can be called through the API.
+
+-- Place in the queue. Start-time fair queueing: a job starts, in virtual time, where the head of the queue is now or where the same
+-- user's last active job ends, whichever is later. So a user's flood delays the flood, not the next user's single job.
+create function private.jobs_before_insert() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_active integer;
+  v_own_end double precision;
+  v_head double precision;
+begin
+  select count(*), max(j.fair_key + j.cost) into v_active, v_own_end
+    from public.jobs j
+   where j.user_id = new.user_id and j.target_worker = new.target_worker and j.status in ('queued', 'processing');
+  if v_active >= 200 then
+    raise exception 'too many active jobs' using errcode = 'PT429', hint = 'You have 200 jobs waiting or running; let some finish first.';
+  end if;
+  select j.fair_key into v_head
+    from public.jobs j
+   where j.target_worker = new.target_worker and j.status = 'queued'
+   order by j.priority, j.fair_key, j.id limit 1;
+  new.cost := greatest(0.01, new.batch_size * coalesce(new.steps, case new.job_type when 'sdxl_image_fast' then 15 else 25 end) / 25.0
+                             * coalesce(new.width::bigint * new.height, 1048576) / 1048576.0);
+  new.fair_key := greatest(coalesce(v_head, 0), coalesce(v_own_end, 0));
+  return new;
+end $$;
+create trigger jobs_before_insert before insert on public.jobs
+  for each row execute function private.jobs_before_insert();
+
+-- A finished row never changes, whoever asks; a queued job that is cancelled ends at once.
+create function private.jobs_before_update() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  if old.completed_at is not null then
+    raise exception 'job % is finished and never changes', old.id using errcode = 'PT409';
+  end if;
+  if new.cancel_requested_at is not null and old.cancel_requested_at is null then
+    new.cancel_requested_at := now();
+    if old.status = 'queued' then
+      new.status := 'cancelled';
+      new.completed_at := now();
+    end if;
+  elsif old.cancel_requested_at is not null then
+    new.cancel_requested_at := old.cancel_requested_at;   -- what was asked cannot be unasked
+  end if;
+  return new;
+end $$;
+create trigger jobs_before_update before update on public.jobs
+  for each row execute function private.jobs_before_update();
+
+-- Realtime must never stop a job: whatever goes wrong in there becomes a warning.
+create function private.send(p_payload jsonb, p_event text, p_topic text) returns void
+language plpgsql volatile set search_path = '' as $$
+begin
+  perform realtime.send(p_payload, p_event, p_topic, true);
+exception when others then
+  raise warning 'realtime.send to % failed: %', p_topic, sqlerrm;
+end $$;
+
+-- One wake a statement and target, however many rows it inserts. A hint only: the worker's timer gets every job done without it.
+create function private.jobs_wake() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_target text;
+begin
+  for v_target in select distinct n.target_worker from new_rows n where n.status = 'queued' and n.run_at <= now() loop
+    perform private.send('{}', 'wake', 'worker:' || v_target);
+  end loop;
+  return null;
+end $$;
+create trigger jobs_wake_on_insert after insert on public.jobs
+  referencing new table as new_rows for each statement execute function private.jobs_wake();
+
+-- History, and the word to the user, the workers and whoever watches. Not fired by heartbeats that change neither status nor progress.
+create function private.jobs_changed() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_old public.jobs;
+begin
+  if tg_op = 'UPDATE' then
+    v_old := old;
+  end if;
+  if v_old.status is distinct from new.status then
+    insert into public.job_events (job_id, status, attempt, worker, error_code)
+    values (new.id, new.status, new.attempts, new.leased_by, new.error_code);
+    if tg_op = 'UPDATE' and new.status = 'queued' and new.run_at <= now() then
+      perform private.send('{}', 'wake', 'worker:' || new.target_worker);   -- a worker gave it back
+    end if;
+  elsif new.cancel_requested_at is distinct from v_old.cancel_requested_at then
+    perform private.send(jsonb_build_object('id', new.id), 'cancel', 'worker:' || new.target_worker);
+  end if;
+  -- the shape of realtime.broadcast_changes(), less what is nobody's business outside, plus the images once there are any
+  perform private.send(
+    jsonb_build_object(
+      'schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op,
+      'record', to_jsonb(new) - array['lease_token', 'leased_by', 'lease_expires_at', 'fair_key', 'cost'],
+      'old_record', case when v_old.id is not null then jsonb_build_object('id', v_old.id, 'status', v_old.status, 'progress', v_old.progress) end,
+      'images', case when new.status = 'completed' then
+        (select jsonb_agg(to_jsonb(i) order by i.index) from public.job_images i where i.job_id = new.id) end),
+    tg_op, 'user:' || new.user_id);
+  return null;
+end $$;
+create trigger jobs_inserted after insert on public.jobs
+  for each row execute function private.jobs_changed();
+create trigger jobs_updated after update on public.jobs
+  for each row when (old.status is distinct from new.status or old.progress is distinct from new.progress
+                     or old.cancel_requested_at is distinct from new.cancel_requested_at)
+  execute function private.jobs_changed();
+
+revoke execute on all functions in schema private from public;
+grant execute on function private.backoff(integer, real, real) to service_role;

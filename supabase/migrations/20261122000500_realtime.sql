@@ -1,0 +1,18 @@
+-- Who may listen to what. Nobody but the database and the workers (service key) may send, so there is no policy for INSERT.
+--   worker:<target>  wake and cancel, for workers only
+--   user:<user id>   every change of that user's jobs
+--   job:<job id>     progress and previews of one job
+
+create policy "listen to your own topics" on realtime.messages for select to authenticated
+  using (
+    extension = 'broadcast'
+    and case
+      when (select realtime.topic()) ~ '^job:[0-9a-f-]{36}$' then
+        exists (select from public.jobs j
+                 where j.id = substr((select realtime.topic()), 5)::uuid and j.user_id = (select auth.uid()))
+      else (select realtime.topic()) = 'user:' || (select auth.uid())
+    end
+  );
+
+-- for frontends that listen with postgres_changes
+alter publication supabase_realtime add table public.jobs, public.job_images;

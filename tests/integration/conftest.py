@@ -1,0 +1,82 @@
+"""One embedded Supabase for all integration tests, and fresh users on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.rows import DictRow, dict_row
+from supabase import Client, ClientOptions, create_client
+
+from ourvidz_sdxl.local import EmbeddedSupabase, embedded_supabase
+from tests.processes import WorkerProcess
+
+Database = psycopg.Connection[DictRow]
+
+
+@pytest.fixture(scope="session")
+def supabase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSupabase]:
+    with embedded_supabase(data_dir=tmp_path_factory.mktemp("embedded")) as running:
+        yield running
+
+
+@pytest.fixture
+def db(supabase: EmbeddedSupabase) -> Iterator[Database]:
+    """A superuser's connection, for looking and for playing the database's part. Starts with an empty queue."""
+    with psycopg.connect(supabase.db_url, autocommit=True, row_factory=dict_row) as connection:
+        connection.execute("truncate public.jobs cascade")
+        yield connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """Somebody who signed up, with the client that their browser would have."""
+
+    id: str
+    client: Client
+    access_token: str
+
+    def insert(self, **columns: Any) -> dict[str, Any]:
+        job = {"job_type": "sdxl_image_fast", "prompt": "a red circle on a blue background"} | columns
+        return cast("dict[str, Any]", self.client.table("jobs").insert(job).execute().data[0])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.client.table("jobs").select("*").eq("id", job_id).single().execute().data)
+
+    def images(self, job_id: str) -> list[dict[str, Any]]:
+        answer = self.client.table("job_images").select("*").eq("job_id", job_id).order("index").execute()
+        return cast("list[dict[str, Any]]", answer.data)
+
+
+def sign_up(supabase: EmbeddedSupabase) -> User:
+    client = create_client(supabase.url, supabase.publishable_key, ClientOptions(auto_refresh_token=False))
+    answer = client.auth.sign_up({"email": f"{uuid4().hex}@example.com", "password": uuid4().hex})
+    assert answer.user
+    assert answer.session
+    return User(id=answer.user.id, client=client, access_token=answer.session.access_token)
+
+
+@pytest.fixture
+def user(supabase: EmbeddedSupabase) -> User:
+    return sign_up(supabase)
+
+
+@pytest.fixture
+def other(supabase: EmbeddedSupabase) -> User:
+    return sign_up(supabase)
+
+
+@pytest.fixture
+def service(supabase: EmbeddedSupabase) -> Client:
+    return create_client(supabase.url, supabase.secret_key, ClientOptions(auto_refresh_token=False))
+
+
+@pytest.fixture(scope="session")
+def session_worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
+    """A real worker with the bundled model, kept for all tests that only need one."""
+    with WorkerProcess(supabase, poll_interval_connected_seconds=2) as running:
+        yield running

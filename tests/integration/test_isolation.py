@@ -1,0 +1,83 @@
+"""Another user sees nothing of a job: no row, no image, no object, no history, no message on its topics."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from realtime import RealtimeSubscribeStates
+from storage3.exceptions import StorageApiError
+from supabase import AsyncClient, acreate_client
+
+from ourvidz_sdxl.local import EmbeddedSupabase
+from tests.integration.conftest import Database, User
+from tests.processes import WorkerProcess
+
+
+async def listener(supabase: EmbeddedSupabase, access_token: str) -> AsyncClient:
+    client = await acreate_client(supabase.url, supabase.publishable_key)
+    await client.realtime.set_auth(access_token)
+    return client
+
+
+async def join(client: AsyncClient, topic: str, heard: list[Any]) -> RealtimeSubscribeStates:
+    """Joins the private topic with a listener for every event that we send; returns how it ended."""
+    channel = client.channel(topic, {"config": {"private": True, "broadcast": None, "presence": None}})
+    for event in ("INSERT", "UPDATE", "wake", "cancel", "progress"):
+        channel.on_broadcast(event, heard.append)
+    state: asyncio.Future[RealtimeSubscribeStates] = asyncio.get_running_loop().create_future()
+
+    def on_state(new: RealtimeSubscribeStates, _error: Exception | None) -> None:
+        if not state.done():
+            state.set_result(new)
+
+    await channel.subscribe(on_state)
+    async with asyncio.timeout(10):
+        return await state
+
+
+def test_rows_images_history_and_objects(db: Database, user: User, other: User, session_worker: WorkerProcess) -> None:
+    job = user.insert(steps=2)
+    session_worker.wait_for("job_completed", job_id=job["id"])
+    [shown] = user.images(job["id"])
+    for table in ("jobs", "job_images", "job_events"):
+        assert user.client.table(table).select("*").execute().data, table
+        assert other.client.table(table).select("*").execute().data == [], table
+    bucket = other.client.storage.from_(shown["bucket"])
+    with pytest.raises(StorageApiError):
+        bucket.download(shown["path"])
+    with pytest.raises(StorageApiError):
+        bucket.create_signed_url(shown["path"], 60)
+    assert bucket.list(f"{user.id}/{job['id']}") == []
+
+
+def test_an_object_is_unseen_until_its_job_publishes_it(db: Database, user: User, supabase: EmbeddedSupabase, service: Any) -> None:
+    path = f"{user.id}/22222222-2222-4222-8222-222222222222/1-0.png"
+    service.storage.from_("sdxl_image_fast").upload(path, b"unfinished", {"content-type": "image/png"})
+    with pytest.raises(StorageApiError):
+        user.client.storage.from_("sdxl_image_fast").download(path)
+
+
+def test_no_message(db: Database, user: User, other: User, supabase: EmbeddedSupabase, session_worker: WorkerProcess) -> None:
+    job = user.insert(status="queued", target_worker="nobody")
+
+    async def scene() -> tuple[list[Any], list[Any]]:
+        own: list[Any] = []
+        foreign: list[Any] = []
+        owner, stranger = await listener(supabase, user.access_token), await listener(supabase, other.access_token)
+        assert await join(owner, f"user:{user.id}", own) is RealtimeSubscribeStates.SUBSCRIBED
+        assert await join(owner, f"job:{job['id']}", own) is RealtimeSubscribeStates.SUBSCRIBED
+        assert await join(stranger, f"user:{other.id}", foreign) is RealtimeSubscribeStates.SUBSCRIBED
+        for topic in (f"user:{user.id}", f"job:{job['id']}", "worker:sdxl"):
+            assert await join(stranger, topic, foreign) is not RealtimeSubscribeStates.SUBSCRIBED, topic
+        await asyncio.to_thread(user.insert, target_worker="nobody")
+        async with asyncio.timeout(10):
+            while not own:
+                await asyncio.sleep(0.01)  # lets the socket's task run
+        await owner.realtime.close()
+        await stranger.realtime.close()
+        return own, foreign
+
+    own, foreign = asyncio.run(scene())
+    assert [message["payload"]["operation"] for message in own] == ["INSERT"]
+    assert "lease_token" not in own[0]["payload"]["record"]
+    assert foreign == []

@@ -1,0 +1,48 @@
+"""A whole worker with an engine that paints plain colours at once: for tests of everything but the painting.
+
+STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the middle of one.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ourvidz_sdxl.engine import OnStep
+from ourvidz_sdxl.loop import run_worker
+from ourvidz_sdxl.plan import Plan
+from ourvidz_sdxl.settings import Settings
+from ourvidz_sdxl.telemetry import set_up_logging
+
+
+class StubEngine:
+    native_size = 64
+    model = "stub"
+    gpu = None
+    vram_mb = None
+
+    def __init__(self, step_seconds: float) -> None:
+        self._step_seconds = step_seconds
+        self._painting = False
+
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Sequence[Image.Image]:
+        assert not self._painting, "two jobs were painted at once"
+        self._painting = True
+        try:
+            for step in range(plan.painted_steps):
+                time.sleep(self._step_seconds)
+                on_step(step + 1, plan.painted_steps)
+            return [reference or Image.new("RGB", (plan.width, plan.height), "teal") for _ in plan.seeds]
+        finally:
+            self._painting = False
+
+    def peak_vram_mb(self) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    settings = Settings.from_env(os.environ)
+    set_up_logging(settings.log_format, settings.log_level)
+    sys.exit(run_worker(settings, lambda: StubEngine(float(os.environ.get("STUB_STEP_SECONDS", "0")))))

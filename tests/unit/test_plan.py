@@ -1,0 +1,80 @@
+"""The owner's rules as a table: what a job says, and what the GPU is told."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ourvidz_sdxl.job import Job, JobType
+from ourvidz_sdxl.plan import I2IMode, Plan, make_plan
+
+REFERENCE = {"reference_image_path": "u/x.png"}
+
+
+def plan_of(**columns: Any) -> Plan:
+    job = Job(id=uuid4(), user_id=uuid4(), attempts=1, **({"job_type": "sdxl_image_high", "prompt": "a cat"} | columns))
+    return make_plan(job, native_size=1024, random_seed=7)
+
+
+@pytest.mark.parametrize(("job_type", "steps", "guidance_scale"), [("sdxl_image_fast", 15, 6.0), ("sdxl_image_high", 25, 7.5)])
+def test_defaults_by_job_type(job_type: str, steps: int, guidance_scale: float) -> None:
+    plan = plan_of(job_type=job_type)
+    assert (plan.steps, plan.guidance_scale, plan.width, plan.height) == (steps, guidance_scale, 1024, 1024)
+    assert (plan.mode, plan.denoise, plan.painted_steps) == (I2IMode.NONE, 1.0, steps)
+
+
+def test_what_the_job_says_wins() -> None:
+    plan = plan_of(steps=40, guidance_scale=0.0, width=832, height=1216, seed=0, negative_prompt="blur")
+    assert (plan.steps, plan.guidance_scale, plan.width, plan.height) == (40, 0.0, 832, 1216)
+    assert plan.seeds == (0,)
+    assert plan.negative_prompt == "blur"
+
+
+def test_image_i_has_seed_plus_i() -> None:
+    assert plan_of(batch_size=6, seed=41).seeds == (41, 42, 43, 44, 45, 46)
+    assert plan_of(batch_size=3).seeds == (7, 8, 9), "no seed: the random one"
+
+
+@pytest.mark.parametrize(("strength", "denoise"), [(None, 0.5), (0.0, 1.0), (0.2, 0.8), (1.0, 0.0)])
+def test_modify_denoises_what_the_strength_leaves(strength: float | None, denoise: float) -> None:
+    plan = plan_of(**REFERENCE, reference_strength=strength, negative_prompt="blur")
+    assert plan.mode is I2IMode.MODIFY
+    assert plan.denoise == pytest.approx(denoise)
+    assert (plan.guidance_scale, plan.negative_prompt) == (7.5, "blur")
+
+
+@pytest.mark.parametrize(("strength", "denoise"), [(None, 0.05), (0.0, 0.0), (0.02, 0.02), (0.9, 0.05)])
+def test_copy_denoises_at_most_a_twentieth_without_guidance_or_negative_prompt(strength: float | None, denoise: float) -> None:
+    plan = plan_of(**REFERENCE, exact_copy_mode=True, reference_strength=strength, negative_prompt="blur", guidance_scale=9.0)
+    assert plan.mode is I2IMode.COPY
+    assert plan.denoise == pytest.approx(denoise)
+    assert (plan.guidance_scale, plan.negative_prompt) == (1.0, "")
+
+
+def test_fifteen_steps_at_a_twentieth_still_paint_one() -> None:
+    plan = plan_of(**REFERENCE, exact_copy_mode=True, job_type="sdxl_image_fast")
+    assert (plan.steps, plan.painted_steps) == (20, 1)
+
+
+@given(
+    job_type=st.sampled_from(JobType),
+    steps=st.none() | st.integers(1, 100),
+    strength=st.none() | st.floats(0, 1),
+    exact_copy_mode=st.booleans(),
+    with_reference=st.booleans(),
+)
+def test_a_reference_is_returned_as_it_is_or_painted_in_at_least_one_step(
+    job_type: JobType, steps: int | None, strength: float | None, exact_copy_mode: bool, with_reference: bool
+) -> None:
+    plan = plan_of(
+        job_type=job_type,
+        steps=steps,
+        reference_strength=strength,
+        exact_copy_mode=exact_copy_mode and with_reference,
+        **(REFERENCE if with_reference else {}),
+    )
+    assert 0 <= plan.denoise <= 1
+    assert plan.denoise == 0 or plan.painted_steps >= 1
+    assert plan.painted_steps <= plan.steps <= 1000
