@@ -1,6 +1,9 @@
 """Entry point: python worker.py [run | doctor | demo]."""
 
+import os
 import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no model ever comes from the network
 
 from ourvidz_sdxl.cli import main
 

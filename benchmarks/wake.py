@@ -10,28 +10,20 @@ Times are Postgres's own: `started_at - created_at`, from the insert's transacti
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 from supabase import Client, create_client
 
-from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+from benchmarks.results_file import write_results
+from ourvidz_sdxl.local import EmbeddedSupabase, embedded_supabase
 from tests.processes import STUB, WorkerProcess
-
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def waits(supabase: EmbeddedSupabase, jobs: int, target: str, **settings: object) -> list[float]:
@@ -82,22 +74,7 @@ def main() -> None:
         }
         for label, pick in (("median", statistics.median), ("p95", lambda values: statistics.quantiles(values, n=20)[-1]))
     ]
-    write("wake", figures)
-    for figure in figures:
-        print(f"{figure['name']:28} {figure['ours']:>8} ms   {figure['peer_name']}: {figure['peer']} ms   bar: {figure['bar']}")
-
-
-def write(name: str, figures: list[dict[str, Any]]) -> None:
-    """benchmarks/results/<name>.json, from which the tables in the docs are made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    result = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": {"python": platform.python_version(), "supabase": version("supabase"), "realtime": version("realtime")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "figures": figures,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results("wake", figures, packages=["supabase", "realtime"])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.engine.load import Components, load_components
@@ -26,6 +27,7 @@ from ourvidz_sdxl.plan import I2IMode, Plan
 
 diffusers_logging.set_verbosity_error()  # its warning about long prompts would print the prompt
 diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 
 class SdxlEngine:

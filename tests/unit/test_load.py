@@ -1,0 +1,217 @@
+"""What is refused before any weight is read, and how a prompt becomes tokens."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import regex  # type: ignore[import-untyped]
+from safetensors.numpy import save_file
+
+from ourvidz_sdxl.engine.checkpoint import LANDMARKS, PICKLES, WEIGHT_NAMES, check_file, fingerprint
+from ourvidz_sdxl.engine.load import SDXL_BASE, load_components, load_tokenizer
+from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
+
+
+def write_file(path: Path, *names: str, without: str = "", channels: int = 4) -> Path:
+    """A file with SDXL's landmarks (but one), tensors of the other names, and next to nothing in them."""
+    tensors = {name: np.zeros((2, channels, 1, 1), np.float16) for name in LANDMARKS.values() if name != without}
+    save_file(tensors | {name: np.zeros(1, np.float16) for name in names}, path)
+    return path
+
+
+def write_folder(path: Path) -> Path:
+    """A folder with every file that SDXL has and next to nothing in its weights."""
+    shutil.copytree(SDXL_BASE, path)
+    for part, stem in WEIGHT_NAMES.items():
+        save_file({"weight": np.zeros(4, np.float16)}, path / part / f"{stem}.safetensors")
+    return path
+
+
+def refused(path: Path, kind: type[Exception] = ModelInvalid) -> str:
+    with pytest.raises(kind) as caught:
+        load_components(path, device="cpu")
+    return str(caught.value)
+
+
+class Trap:
+    """A pickle of it writes a file when it is read."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[Path, str]]:
+        return Path.write_text, (self.target, "code ran")
+
+
+class TestOneFile:
+    def test_a_wrong_path(self, tmp_path: Path) -> None:
+        assert "nowhere" in refused(tmp_path / "nowhere.safetensors", ModelMissing)
+
+    @pytest.mark.parametrize("suffix", [*sorted(PICKLES), ".safetensors"])
+    def test_a_pickle_by_any_name_never_runs(self, tmp_path: Path, suffix: str) -> None:
+        path = tmp_path / f"model{suffix}"
+        path.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+        refused(path)
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_format_that_is_not_known(self, tmp_path: Path) -> None:
+        (tmp_path / "model.gguf").touch()
+        assert "neither a .safetensors file nor" in refused(tmp_path / "model.gguf")
+
+    @pytest.mark.parametrize("kept", [0, 4, 100, -1])
+    def test_a_download_that_was_cut_off(self, tmp_path: Path, kept: int) -> None:
+        path = write_file(tmp_path / "model.safetensors")
+        path.write_bytes(path.read_bytes()[:kept])
+        assert "cut off" in refused(path)
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "Stable Diffusion 1 or 2"),
+            ("conditioner.embedders.0.model.ln_final.bias", "refiner"),
+            ("lora_unet_mid_block_attentions_0_proj_in.alpha", "LoRA"),
+            ("edm_mean", "EDM"),
+        ],
+    )
+    def test_another_kind_of_model_is_named(self, tmp_path: Path, name: str, kind: str) -> None:
+        assert kind in refused(write_file(tmp_path / "model.safetensors", name))
+
+    @pytest.mark.parametrize(("what", "tensor"), LANDMARKS.items())
+    def test_what_is_missing_is_named(self, tmp_path: Path, what: str, tensor: str) -> None:
+        assert refused(write_file(tmp_path / "model.safetensors", without=tensor)).endswith(f"no {what}")
+
+    def test_an_inpainting_model(self, tmp_path: Path) -> None:
+        assert "9 channels" in refused(write_file(tmp_path / "model.safetensors", channels=9))
+
+    def test_landmarks_with_nothing_between_them(self, tmp_path: Path) -> None:
+        assert "the vae lacks 247 tensors" in refused(write_file(tmp_path / "model.safetensors"))
+
+    def test_a_file_says_what_its_unet_predicts(self, tmp_path: Path) -> None:
+        noise = write_file(tmp_path / "noise.safetensors")
+        velocity = write_file(tmp_path / "velocity.safetensors", "v_pred", "ztsnr")
+        assert check_file(noise) == {}
+        assert check_file(velocity) == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+class TestFolder:
+    def test_without_an_index(self, tmp_path: Path) -> None:
+        assert "model_index.json" in refused(tmp_path, ModelMissing)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "scheduler/scheduler_config.json",
+            "unet/config.json",
+            "text_encoder_2/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+            "text_encoder/model.safetensors",
+        ],
+    )
+    def test_a_missing_file_is_named(self, tmp_path: Path, name: str) -> None:
+        folder = write_folder(tmp_path / "model")
+        (folder / name).unlink()
+        assert Path(name).name in refused(folder, ModelMissing)
+
+    def test_a_missing_shard_is_named(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "model")
+        weights = folder / "unet/diffusion_pytorch_model.safetensors"
+        weights.unlink()
+        index = {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
+        weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
+        assert "00001-of-00002" in refused(folder, ModelMissing)
+
+    def test_only_pickles(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "model")
+        weights = folder / "unet/diffusion_pytorch_model.safetensors"
+        weights.unlink()
+        weights.with_suffix(".bin").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+        assert "diffusion_pytorch_model.bin, a pickle" in refused(folder)
+        assert not (tmp_path / "ran").exists()
+
+    def test_weights_that_were_cut_off(self, tmp_path: Path) -> None:
+        weights = write_folder(tmp_path / "model") / "vae/diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        assert "cut off" in refused(tmp_path / "model")
+
+    @pytest.mark.parametrize(
+        ("file", "change", "reason"),
+        [
+            ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "a StableDiffusionPipeline, not SDXL"),
+            ("model_index.json", {"text_encoder": [None, None]}, "no text_encoder"),
+            ("unet/config.json", {"in_channels": 9}, "9 channels"),
+        ],
+    )
+    def test_another_kind_of_model(self, tmp_path: Path, file: str, change: dict[str, Any], reason: str) -> None:
+        folder = write_folder(tmp_path / "model")
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+        assert reason in refused(folder)
+
+    def test_an_index_that_is_not_json(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "model")
+        (folder / "model_index.json").write_text("<html>")
+        assert "could not be loaded" in refused(folder)
+
+
+def test_one_changed_tensor_changes_the_fingerprint(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in "abc")
+    for path, value in ((first, 0), (second, 0), (third, 1)):
+        save_file({"large": np.zeros(5000, np.float32), "small": np.full(1, value, np.float32)}, path)
+    assert fingerprint([first]) == fingerprint([second]) != fingerprint([third])
+
+
+TEXTS = [
+    "a photo of a cat",
+    "Photorealistic PORTRAIT, 85mm f/1.4 -- it's the dog's ball, they'll've known",
+    "wow! so cool!! (masterpiece:1.2), [bad|ugly] <lora:x:0.8> 100% #1 & $5",
+    "Ünïcödé, naïve café in Zürich; žluťoučký kůň",
+    "🐱 on a 🛹 👩‍👩‍👧 ❤️",
+    "東京の夜 Москва मुंबई بيروت",
+    "   spaces\tand\n\nlines   ",
+    "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis",
+    "",
+]
+
+
+def clip_tokens(text: str) -> list[int]:
+    """CLIP's byte-pair encoding as it is described: in each word, the earliest-learnt pair of neighbours is joined first."""
+    visible = [code for code in range(256) if chr(code).isprintable() and chr(code) not in " \xa0\xad"]
+    hidden = [code for code in range(256) if code not in visible]
+    letter = {code: chr(code) for code in visible} | {code: chr(256 + i) for i, code in enumerate(hidden)}
+    lines = (SDXL_BASE / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    rank = {tuple(line.split(" ")): number for number, line in enumerate(lines)}
+    alphabet = [letter[code] for code in (*visible, *hidden)]
+    number = {symbol: i for i, symbol in enumerate(alphabet)} | {f"{s}</w>": 256 + i for i, s in enumerate(alphabet)}
+    number |= {line.replace(" ", ""): 512 + i for i, line in enumerate(lines)}
+    tokens = [512 + len(lines)]
+    for word in regex.findall(r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", text.lower()):
+        pieces = [letter[code] for code in word.encode()]
+        pieces[-1] += "</w>"
+        while pairs := [(rank[pair], at) for at, pair in enumerate(pairwise(pieces)) if pair in rank]:
+            _, at = min(pairs)
+            pieces[at : at + 2] = ["".join(pieces[at : at + 2])]
+        tokens += [number[piece] for piece in pieces]
+    return [*tokens, 513 + len(lines)]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+class TestTokenizer:
+    def test_published_tokens(self, name: str) -> None:
+        tokenizer = load_tokenizer(SDXL_BASE, name, 49_408)
+        assert len(tokenizer) == 49_408
+        assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+    def test_it_agrees_with_the_description_of_the_algorithm(self, name: str) -> None:
+        tokenizer = load_tokenizer(SDXL_BASE, name, 49_408)
+        assert [tokenizer(text).input_ids for text in TEXTS] == [clip_tokens(text) for text in TEXTS]
+
+    def test_padding_is_not_an_exclamation_mark(self, name: str) -> None:
+        tokens = load_tokenizer(SDXL_BASE, name, 49_408)("hello world!", padding="max_length").input_ids
+        padding = 0 if name == "tokenizer_2" else 49407
+        assert tokens == [49406, 3306, 1002, 256, 49407, *[padding] * 72]
