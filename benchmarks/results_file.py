@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,17 +20,20 @@ def write_results(
     name: str, figures: Sequence[dict[str, Any]], *, packages: Sequence[str], gpu: str | None = None, folder: Path = FOLDER
 ) -> None:
     """Each figure is {"name", "unit", "ours", "peer", "peer_name", "bar", "better": "lower" | "higher"}; prints them, too."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True)
+    commit = None
+    if git := shutil.which("git"):
+        command = [git, "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
     result = {
         "machine": ", ".join(filter(None, [gpu, f"{os.cpu_count()} cores", platform.machine(), platform.system()])),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit,
         "figures": figures,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     for figure in figures:
         peer = f"   {figure['peer_name']}: {figure['peer']} {figure['unit']}" if figure["peer"] is not None else ""
         bar = f"   bar: {figure['bar']} {figure['unit']}" if figure["bar"] is not None else ""
         print(f"{figure['name']:44} {figure['ours']:>10} {figure['unit']}{peer}{bar}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -203,18 +203,21 @@ def _transposed(make: Callable[[], torch.Tensor]) -> torch.Tensor:
     return make().T
 
 
-def random_value(seed: int, dtype: torch.dtype) -> Value:
-    """Random weights of a scale that keeps the spread of what passes through them, so that float16 does not overflow."""
-    generator = torch.Generator().manual_seed(seed)
+def random_value(seed: int, dtype: torch.dtype, device: str = "cpu") -> Value:
+    """Random weights of a scale that keeps the spread of what passes through them, so that float16 does not overflow.
+
+    They are drawn on `device`: minutes on some CPUs, seconds on a GPU, which draws other numbers from the same seed.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
 
     def value(name: str, parameter: torch.Tensor) -> torch.Tensor:
-        tensor = torch.empty(parameter.shape, dtype=dtype)
+        tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
         if name.endswith("bias"):
-            return tensor.zero_()
+            return tensor.zero_().cpu()
         if tensor.ndim == 1:  # the gain of a normalisation
-            return tensor.fill_(1)
+            return tensor.fill_(1).cpu()
         fan_in = tensor.numel() // tensor.shape[0]
-        return tensor.normal_(0, 0.02 if "embeddings." in name else fan_in**-0.5, generator=generator)
+        return tensor.normal_(0, 0.02 if "embeddings." in name else fan_in**-0.5, generator=generator).cpu()
 
     return value
 
@@ -252,6 +255,7 @@ def main() -> None:
     source.add_argument("--from", dest="folder", type=Path, metavar="FOLDER", help="an SDXL in diffusers' layout")
     source.add_argument("--random", action="store_true", help="a full-size SDXL base of random weights")
     parser.add_argument("--seed", type=int, default=0, help="for the random weights")
+    parser.add_argument("--device", default="cpu", help="where the random weights are drawn")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     arguments = parser.parse_args()
@@ -259,7 +263,7 @@ def main() -> None:
     began = time.monotonic()
     if arguments.random:
         models = {part: empty_model(part, SDXL_BASE) for part in MODELS}
-        tensors = entries(models, dtype, random_value(arguments.seed, dtype))
+        tensors = entries(models, dtype, random_value(arguments.seed, dtype, arguments.device))
     else:
         loaded = load_components(arguments.folder, device="cpu", dtype=dtype, vae_dtype=dtype)
         tensors = entries({part: getattr(loaded, part) for part in MODELS}, dtype, lambda _, parameter: parameter)

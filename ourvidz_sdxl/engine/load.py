@@ -160,7 +160,7 @@ def _from_file(path: Path, tensors: Tensors, part: str, config: Path, device: to
         if found[name].shape != slot.shape:
             raise ModelInvalid(f"{path}: {name} of the {part} is {[*found[name].shape]}, SDXL's is {[*slot.shape]}")
     model.load_state_dict({name: found[name].to(device, dtype) for name in slots}, assign=True)
-    return model
+    return model.to(device)  # for the buffers that no file holds, such as position ids
 
 
 def _diffusers_names(tensors: Tensors, part: str, model: Any) -> Tensors:

@@ -136,6 +136,15 @@ def test_parts_are_ready_to_paint(form: str, request: pytest.FixtureRequest, fol
     assert loaded.vae.config.force_upcast is False
 
 
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_nothing_is_left_behind_on_the_cpu(form: str, request: pytest.FixtureRequest, folder: Path) -> None:
+    loaded = load_components(request.getfixturevalue(form), device="meta", config=folder)  # a device that every machine has
+    for part in MODELS:
+        model = getattr(loaded, part)
+        left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.device.type != "meta"]
+        assert left == [], part
+
+
 def test_a_file_that_predicts_v_says_so_to_the_scheduler(file: Path, folder: Path, tmp_path: Path) -> None:
     save_file(load_file(file) | {"v_pred": torch.zeros(1)}, tmp_path / "v.safetensors")
     loaded = load_components(tmp_path / "v.safetensors", device="cpu", config=folder)
