@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 from supabase import Client, create_client
 
 from benchmarks.results_file import write_results
-from ourvidz_sdxl.local import EmbeddedSupabase, embedded_supabase
-from tests.processes import STUB, WorkerProcess
+from ourvidz_sdxl.local import EmbeddedSupabase
+from tests.processes import STUB, WorkerProcess, scratch_supabase
 
 
 def waits(supabase: EmbeddedSupabase, jobs: int, target: str, **settings: object) -> list[float]:
@@ -58,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=40)
     jobs = parser.parse_args().jobs
-    with tempfile.TemporaryDirectory() as folder, embedded_supabase(data_dir=Path(folder)) as supabase:
+    with scratch_supabase() as supabase:
         by_wake = waits(supabase, jobs, "by-wake", poll_interval_seconds=30, poll_interval_connected_seconds=30)
         with without_realtime(supabase):
             by_timer = waits(supabase, jobs, "by-timer", poll_interval_connected_seconds=2)

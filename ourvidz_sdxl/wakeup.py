@@ -23,6 +23,10 @@ from ourvidz_sdxl.settings import Settings
 
 MAX_PAUSE_SECONDS = 15.0
 
+# After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres shows
+# it to others: the first look can come too early.
+SECOND_LOOK_SECONDS = 0.2
+
 log = structlog.get_logger()
 
 
@@ -33,12 +37,14 @@ class Wakeup:
         self._settings = settings
         self._on_cancel = on_cancel
         self._hint = threading.Event()
+        self._hinted = False
         self._connected = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="wakeup", daemon=True)
 
     def __enter__(self) -> Wakeup:
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         return self
 
@@ -57,9 +63,11 @@ class Wakeup:
         self._hint.set()
 
     def wait(self, at_most_seconds: float | None = None) -> None:
-        """Returns on a hint, or when the timer (or `at_most_seconds`, if that is sooner) is over."""
+        """Returns on a hint, or when the timer (or `at_most_seconds`, if that is sooner) is over. One thread's alone."""
         timer = self._settings.poll_interval_connected_seconds if self.connected else self._settings.poll_interval_seconds
-        self._hint.wait(timer if at_most_seconds is None else min(timer, at_most_seconds))
+        if self._hinted:
+            timer = SECOND_LOOK_SECONDS
+        self._hinted = self._hint.wait(timer if at_most_seconds is None else min(timer, at_most_seconds))
         self._hint.clear()
 
     def _run(self) -> None:

@@ -8,16 +8,36 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
+from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
 
 TINY_MODEL = ROOT / "models" / "tiny-sdxl"
 REAL = [sys.executable, str(ROOT / "worker.py"), "run"]
 STUB = [sys.executable, "-m", "tests.stub_worker"]
 TIMEOUT_SECONDS = 60.0
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for an embedded Supabase's data. Not in /tmp: under root, Postgres's own account must get to it."""
+    (ROOT / ".local").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / ".local", prefix="scratch-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def scratch_supabase() -> Iterator[EmbeddedSupabase]:
+    """An embedded Supabase of its own, thrown away at the end."""
+    with scratch_folder() as folder, embedded_supabase(data_dir=folder) as running:
+        yield running
 
 
 class WorkerProcess:
@@ -44,7 +64,7 @@ class WorkerProcess:
             self.wait_for("worker_ready")
             self.wait_for("realtime_subscribed")
         except BaseException:
-            self.process.kill()
+            self.__exit__()
             raise
         return self
 

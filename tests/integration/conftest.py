@@ -12,15 +12,15 @@ import pytest
 from psycopg.rows import DictRow, dict_row
 from supabase import Client, ClientOptions, create_client
 
-from ourvidz_sdxl.local import EmbeddedSupabase, embedded_supabase
-from tests.processes import WorkerProcess
+from ourvidz_sdxl.local import EmbeddedSupabase
+from tests.processes import WorkerProcess, scratch_supabase
 
 Database = psycopg.Connection[DictRow]
 
 
 @pytest.fixture(scope="session")
-def supabase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSupabase]:
-    with embedded_supabase(data_dir=tmp_path_factory.mktemp("embedded")) as running:
+def supabase() -> Iterator[EmbeddedSupabase]:
+    with scratch_supabase() as running:
         yield running
 
 

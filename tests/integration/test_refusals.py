@@ -32,6 +32,7 @@ PAINTABLE = {"job_type": "sdxl_image_fast", "prompt": "a cat"}
         ({"job_type": "video_fast"}, "23514", "job_type_is_sdxl_image_fast_or_sdxl_image_high"),
         ({"job_type": None}, "23502", "job_type"),
         ({"target_worker": "No Such"}, "23514", "target_worker_is_a_short_lowercase_name"),
+        ({"metadata": "text"}, "23514", "metadata_is_an_object_of_at_most_16_kb"),
         ({"metadata": []}, "23514", "metadata_is_an_object_of_at_most_16_kb"),
         ({"metadata": {"note": "x" * 20_000}}, "23514", "metadata_is_an_object_of_at_most_16_kb"),
         ({"exact_copy_mode": True}, "23514", "exact_copy_mode_needs_a_reference"),
