@@ -1,20 +1,25 @@
-"""Image -> the bytes that are stored, and its thumbnail."""
+"""Image -> the bytes that are stored, with what they tell about themselves, and the thumbnail, which tells nothing."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ourvidz_sdxl.job import OutputFormat
+from ourvidz_sdxl.plan import Plan
 
 # The OurVidz platform's thumbnails: WebP, longest edge 256 pixels, quality 85.
 THUMBNAIL_EDGE = 256
 THUMBNAIL_QUALITY = 85
 JPEG_QUALITY = 95
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # Exif 2.3, tables 4 and 7
 PNG_LEVEL = 1  # lossless at every level; level 1 takes a quarter of the default's time for a tenth more bytes
 
 
@@ -29,13 +34,46 @@ class EncodedFile:
         return hashlib.sha256(self.content).hexdigest()
 
 
-def encode(image: Image.Image, output_format: OutputFormat) -> EncodedFile:
-    """An RGB image as PNG (lossless), WebP (lossless) or JPEG (quality 95, no chroma subsampling)."""
+def describe(plan: Plan, index: int, *, model: str, model_hash: str, version: str) -> dict[str, str]:
+    """What an image's file tells: `parameters` as A1111 writes it, which many programs read, and `ourvidz`, the same as JSON."""
+    facts = {
+        "Steps": plan.steps,
+        "Sampler": plan.scheduler or "default",
+        "CFG scale": plan.guidance_scale,
+        "Seed": plan.seeds[index],
+        "Size": f"{plan.width}x{plan.height}",
+        "Model hash": model_hash[:10],
+        "Model": model,
+    }
+    if plan.denoise < 1:
+        facts["Denoising strength"] = round(plan.denoise, 4)
+    facts["Version"] = f"ourvidz-sdxl {version}"
+    negative = f"\nNegative prompt: {plan.negative_prompt}" if plan.negative_prompt else ""
+    return {
+        "parameters": f"{plan.prompt}{negative}\n" + ", ".join(f"{name}: {value}" for name, value in facts.items()),
+        "ourvidz": json.dumps({"prompt": plan.prompt, "negative_prompt": plan.negative_prompt, "mode": plan.mode} | facts),
+    }
+
+
+def encode(image: Image.Image, output_format: OutputFormat, words: Mapping[str, str] | None = None) -> EncodedFile:
+    """An RGB image as PNG (lossless), WebP (lossless) or JPEG (quality 95, no chroma subsampling).
+
+    `words` become text chunks in PNG; the other formats have room for `parameters` alone, in EXIF's UserComment.
+    """
     options: dict[OutputFormat, dict[str, Any]] = {
         OutputFormat.PNG: {"compress_level": PNG_LEVEL},
         OutputFormat.WEBP: {"lossless": True, "method": 0},
         OutputFormat.JPEG: {"quality": JPEG_QUALITY, "subsampling": 0},
     }
+    if words and output_format is OutputFormat.PNG:
+        chunks = PngInfo()
+        for name, text in words.items():
+            chunks.add_itxt(name, text)
+        options[output_format]["pnginfo"] = chunks
+    elif words:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + words["parameters"].encode("utf-16-be")
+        options[output_format]["exif"] = exif
     suffix = "jpg" if output_format is OutputFormat.JPEG else output_format.value
     return EncodedFile(
         content=_bytes(image, output_format, options[output_format]), mime_type=f"image/{output_format}", suffix=suffix

@@ -4,8 +4,11 @@ WorkerError
 ├── SettingsInvalid      settings_invalid     the operator must mend the environment
 ├── JobInvalid           invalid_job          the row asks for something that cannot be painted
 ├── ReferenceInvalid     invalid_reference    the reference image cannot be had or read
+│   └── ReferenceUnreachable                  its server may answer another time          (retryable)
+├── ContentRefused       content_refused      the content rules forbid what the job asks for, or what came of it
 ├── ModelMissing         model_missing        no model file at MODEL_PATH
 ├── ModelInvalid         model_invalid        the file there is not a usable SDXL
+├── BlankImage           blank_image          what came out is black or not a number, in fp32 too
 ├── OutOfMemory          out_of_memory        the GPU has no room left for this job       (retryable)
 ├── GpuUnusable          gpu_unusable         the GPU is in a state only a new process can leave (retryable)
 ├── UploadFailed         upload_failed        Storage did not take the images             (retryable)
@@ -57,6 +60,17 @@ class ReferenceInvalid(WorkerError):
     user_message = "The reference image could not be used."
 
 
+class ReferenceUnreachable(ReferenceInvalid):
+    retryable = True
+    user_message = "The reference image could not be reached."
+
+
+class ContentRefused(WorkerError):
+    code = "content_refused"
+    retryable = False
+    user_message = "This request is not allowed here."
+
+
 class ModelMissing(WorkerError):
     code = "model_missing"
     retryable = False
@@ -67,6 +81,12 @@ class ModelInvalid(WorkerError):
     code = "model_invalid"
     retryable = False
     user_message = "The worker's model cannot be used."
+
+
+class BlankImage(WorkerError):
+    code = "blank_image"
+    retryable = False
+    user_message = "The picture came out blank; try another seed."
 
 
 class OutOfMemory(WorkerError):

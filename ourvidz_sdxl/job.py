@@ -23,6 +23,35 @@ class OutputFormat(StrEnum):
     JPEG = "jpeg"
 
 
+class Scheduler(StrEnum):
+    """Samplers by the names that people know."""
+
+    EULER = "euler"
+    EULER_A = "euler_a"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
+    DPMPP_SDE_KARRAS = "dpmpp_sde_karras"
+    DDIM = "ddim"
+    UNIPC = "unipc"
+    LCM = "lcm"
+
+
+class Fit(StrEnum):
+    """How a reference of another aspect meets the requested size: cut what overhangs, or show all of it on white."""
+
+    COVER = "cover"
+    CONTAIN = "contain"
+
+
+class JobMetadata(BaseModel):
+    """What the worker reads of the free `metadata` column."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    fit: Fit = Fit.COVER
+    private_metadata: bool = False
+
+
 class Job(BaseModel):
     """What the worker reads of a job. The bounds repeat the database's constraints, for rows written around them."""
 
@@ -34,17 +63,22 @@ class Job(BaseModel):
     attempts: Annotated[int, Field(ge=1)]
     prompt: Annotated[str, Field(max_length=4000, repr=False)] = ""
     negative_prompt: Annotated[str, Field(max_length=4000, repr=False)] = ""
+    negative_preset: Annotated[str, Field(repr=False)] = ""
     batch_size: Annotated[int, Field(ge=1, le=6)] = 1
     width: Annotated[int, Field(ge=64, le=2048, multiple_of=8)] | None = None
     height: Annotated[int, Field(ge=64, le=2048, multiple_of=8)] | None = None
     steps: Annotated[int, Field(ge=1, le=100)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    scheduler: Scheduler | None = None
     output_format: OutputFormat = OutputFormat.PNG
     reference_image_url: Annotated[str | None, Field(repr=False)] = None
     reference_image_path: str | None = None
     reference_strength: Annotated[float, Field(ge=0, le=1)] | None = None
     exact_copy_mode: bool = False
+    enhance_prompt: bool = False
+    fallback_to_text: bool = False
+    metadata: JobMetadata = JobMetadata()
 
     @property
     def has_reference(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released, SupabaseUna
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Queue
+from ourvidz_sdxl.safety import load_image_check
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.storage import Storage
 from ourvidz_sdxl.wakeup import Wakeup
@@ -51,7 +53,8 @@ class Worker:
             queue=self._queue,
             storage=Storage(client, patience_seconds=settings.lease_seconds / 2),
             progress=self._progress,
-            worker_id=settings.worker_id,
+            settings=settings,
+            image_check=load_image_check(settings.image_check) if settings.image_check else None,
         )
         self._facts = {
             "target_worker": settings.target_worker,
@@ -161,16 +164,20 @@ class Worker:
 def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
     """Loads the model once, then works until SIGTERM or SIGINT. A second signal ends the process at once.
 
-    Signals are waited for in a thread: a handler would run inside whatever lock the main thread happens to hold.
+    Signals come to a thread through a socket: what a handler does runs inside whatever lock the main thread happens to hold.
     """
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     stop: Callable[[], None] = lambda: os._exit(ExitCode.DRAINED)  # noqa: E731  until something is claimed there is nothing to drain
+    arrivals, departures = socket.socketpair()
+    departures.setblocking(False)
+    signal.set_wakeup_fd(departures.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
 
     def wait_for_signals() -> None:
-        signal.sigwait(signals)
-        stop()
-        os._exit(128 + signal.sigwait(signals))
+        if arrivals.recv(1):  # nothing comes when `run_worker` has returned and the other end is closed
+            stop()
+        if second := arrivals.recv(1):
+            os._exit(128 + second[0])
 
     threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
     log.info("model_loading")

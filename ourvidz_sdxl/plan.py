@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ourvidz_sdxl.job import Job, JobType
+from ourvidz_sdxl.job import Job, JobType, Scheduler
+from ourvidz_sdxl.prompts import join_negative
 
 # Steps and guidance where a job names none; the OurVidz platform's values.
 STEPS = {JobType.FAST: 15, JobType.HIGH: 25}
@@ -41,6 +42,7 @@ class Plan:
     height: int
     steps: int
     guidance_scale: float
+    scheduler: Scheduler | None
     denoise: float
     seeds: tuple[int, ...]
 
@@ -72,9 +74,33 @@ def schedule_steps(steps: int, denoise: float) -> int:
     return steps
 
 
-def make_plan(job: Job, *, native_size: int, random_seed: int) -> Plan:
-    """`native_size` is the model's own edge in pixels, for a job without a size; `random_seed` is for a job without a seed."""
-    mode = i2i_mode(job)
+def size_like(reference_size: tuple[int, int], native_size: int) -> tuple[int, int]:
+    """The size with the reference's aspect and about the model's own area, in pixels.
+
+    Edges are multiples of a sixteenth of the native one (64 for SDXL, as in its training buckets) and stay within half and twice
+    of it; a reference that is longer than 4:1 is fitted into that.
+    """
+    grain = native_size // 16
+    aspect = reference_size[0] / reference_size[1]
+    edges = (native_size * aspect**0.5, native_size / aspect**0.5)
+    width, height = (min(2 * native_size, max(native_size // 2, round(edge / grain) * grain)) for edge in edges)
+    return width, height
+
+
+def make_plan(
+    job: Job,
+    *,
+    native_size: int,
+    random_seed: int,
+    reference_size: tuple[int, int] | None = None,
+    enhanced_prompt: str | None = None,
+) -> Plan:
+    """What the engine is told.
+
+    `native_size` is the model's own edge in pixels, for a job without a size; `random_seed` is for a job without a seed.
+    `reference_size` is (width, height) of the reference that was loaded; without one the job is painted from its text.
+    """
+    mode = i2i_mode(job) if reference_size else I2IMode.NONE
     steps = job.steps or STEPS[job.job_type]
     guidance_scale = GUIDANCE_SCALE[job.job_type] if job.guidance_scale is None else job.guidance_scale
     strength = job.reference_strength
@@ -89,14 +115,18 @@ def make_plan(job: Job, *, native_size: int, random_seed: int) -> Plan:
     if 0 < denoise < 1 / MAX_SCHEDULE_STEPS:
         denoise = 1 / MAX_SCHEDULE_STEPS
     seed = random_seed if job.seed is None else job.seed
+    width, height = job.width, job.height
+    if width is None or height is None:
+        width, height = size_like(reference_size, native_size) if reference_size else (native_size, native_size)
     return Plan(
         mode=mode,
-        prompt=job.prompt,
-        negative_prompt="" if mode is I2IMode.COPY else job.negative_prompt,
-        width=job.width or native_size,
-        height=job.height or native_size,
+        prompt=enhanced_prompt or job.prompt,
+        negative_prompt="" if mode is I2IMode.COPY else join_negative(job.negative_preset, job.negative_prompt),
+        width=width,
+        height=height,
         steps=schedule_steps(steps, denoise),
         guidance_scale=guidance_scale,
+        scheduler=job.scheduler,
         denoise=denoise,
         seeds=tuple(seed + i for i in range(job.batch_size)),
     )

@@ -10,14 +10,15 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 from PIL import Image
 
-from ourvidz_sdxl.encode import encode, thumbnail
+from ourvidz_sdxl import __version__
+from ourvidz_sdxl.encode import describe, encode, thumbnail
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.errors import (
     GpuUnusable,
@@ -28,11 +29,15 @@ from ourvidz_sdxl.errors import (
     SupabaseUnavailable,
     WorkerError,
 )
+from ourvidz_sdxl.fetch import fetch_reference
 from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.plan import Plan, make_plan
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
 from ourvidz_sdxl.reference import decode_reference, fit_reference
+from ourvidz_sdxl.safety import ImageCheck, check_images, check_text
+from ourvidz_sdxl.settings import Settings
+from ourvidz_sdxl.similarity import similarity
 from ourvidz_sdxl.storage import Storage, bucket_of, path_of
 
 log = structlog.get_logger()
@@ -47,43 +52,81 @@ class Tools:
     queue: Queue
     storage: Storage
     progress: Progress
-    worker_id: str
+    settings: Settings
+    image_check: ImageCheck | None = None
     random_seed: Callable[[], int] = lambda: secrets.randbelow(2**31)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that the GPU waits for. `warnings` tell the user what goes otherwise than asked for."""
+
+    plan: Plan
+    reference: Image.Image | None
+    warnings: list[dict[str, str]] = field(default_factory=list)
 
 
 def process(claimed: Claimed, tools: Tools) -> None:
     """Does the job and ends it in the database, whatever happens. Raises GpuUnusable on, since the process must end then."""
     lease = claimed.lease
     with structlog.contextvars.bound_contextvars(job_id=str(lease.job_id), attempt=claimed.row.get("attempts")):
-        log.info("job_claimed", worker_id=tools.worker_id)
+        log.info("job_claimed", worker_id=tools.settings.worker_id)
         started = time.monotonic()
         try:
             job = Job.from_row(claimed.row)
-            plan = make_plan(job, native_size=tools.engine.native_size, random_seed=tools.random_seed())
-            reference = prepare_reference(job, plan, tools.storage)
-            painting, metrics = paint(job, plan, reference, lease, tools)
-            images = deliver(job, plan, painting, lease, tools.storage)
+            prepared = prepare(job, tools)
+            painting, metrics = paint(job, prepared, lease, tools)
+            if tools.image_check:
+                check_images(tools.image_check, painting)
+            images = deliver(job, prepared.plan, painting, lease, tools)
+            if prepared.reference:
+                measure_similarity(images, painting, prepared.reference)
         except Exception as error:
             end_failed(lease, error, tools.queue)
             if isinstance(error, GpuUnusable):
                 raise
         else:
-            finish(tools.queue, lease, Outcome.COMPLETED, images=images, metrics=metrics)
-            log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
+            metrics["quality_events"] = monitor_generation_quality(metrics, images, tools.settings)
+            if finish(tools.queue, lease, Outcome.COMPLETED, images=images, metrics=metrics, warnings=prepared.warnings):
+                log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
 
 
-def prepare_reference(job: Job, plan: Plan, storage: Storage) -> Image.Image | None:
-    if not job.has_reference:
-        return None
+def prepare(job: Job, tools: Tools) -> Prepared:
+    """Checks the texts, fetches the reference, makes the plan.
+
+    Raises ContentRefused or ReferenceInvalid; the latter only where the job does not want to be painted from its text then.
+    """
+    check_text({"prompt": job.prompt, "negative_prompt": job.negative_prompt}, tools.settings.content_policy)
+    warnings, reference = [], None
+    try:
+        reference = load_reference(job, tools.storage)
+    except ReferenceInvalid as error:
+        if not job.fallback_to_text or not job.prompt.strip():
+            raise
+        warnings.append({"code": "reference_dropped", "message": f"Painted from the prompt alone. {error.user_message}"})
+        log.warning("reference_dropped", reason=str(error))
+    plan = make_plan(
+        job,
+        native_size=tools.engine.native_size,
+        random_seed=tools.random_seed(),
+        reference_size=reference.size if reference else None,
+    )
+    if reference:
+        reference = fit_reference(reference, plan.width, plan.height, job.metadata.fit)
+    return Prepared(plan=plan, reference=reference, warnings=warnings)
+
+
+def load_reference(job: Job, storage: Storage) -> Image.Image | None:
     if job.reference_image_url is not None:
-        raise ReferenceInvalid(user_message="This worker takes references from Storage only; use reference_image_path.")
-    return fit_reference(decode_reference(storage.download_reference(job)), plan.width, plan.height)
+        return decode_reference(fetch_reference(job.reference_image_url))
+    if job.reference_image_path is not None:
+        return decode_reference(storage.download_reference(job))
+    return None
 
 
-def paint(
-    job: Job, plan: Plan, reference: Image.Image | None, lease: Lease, tools: Tools
-) -> tuple[Sequence[Image.Image], dict[str, Any]]:
+def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Sequence[Image.Image], dict[str, Any]]:
     """The images, and the owner's `log_performance_metrics` (seconds, MiB)."""
+    plan = prepared.plan
 
     def on_step(done: int, total: int) -> None:
         lease.check()
@@ -93,11 +136,11 @@ def paint(
     with tools.gpu:
         lease.check()
         started = time.monotonic()
-        painting = tools.engine.paint(plan, reference, on_step)
+        painting = tools.engine.paint(plan, prepared.reference, on_step)
         generation_time = time.monotonic() - started
         vram_usage = tools.engine.peak_vram_mb()
     return painting, {
-        "worker": tools.worker_id,
+        "worker": tools.settings.worker_id,
         "job_type": job.job_type,
         "generation_time": round(generation_time, 3),
         "batch_size": job.batch_size,
@@ -107,18 +150,21 @@ def paint(
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
         "denoise": plan.denoise,
+        "model_hash": tools.engine.model_hash,
     }
 
 
-def deliver(job: Job, plan: Plan, painting: Sequence[Image.Image], lease: Lease, storage: Storage) -> list[dict[str, Any]]:
+def deliver(job: Job, plan: Plan, painting: Sequence[Image.Image], lease: Lease, tools: Tools) -> list[dict[str, Any]]:
     """Uploads the images and their thumbnails; returns the rows of `job_images`, which only `finish_job` makes visible."""
-    bucket, rows = bucket_of(job), []
+    bucket, rows, engine = bucket_of(job), [], tools.engine
     for index, (image, seed) in enumerate(zip(painting, plan.seeds, strict=True)):
-        picture, small = encode(image, job.output_format), thumbnail(image)
+        words = describe(plan, index, model=engine.model, model_hash=engine.model_hash, version=__version__)
+        picture = encode(image, job.output_format, None if job.metadata.private_metadata else words)
+        small = thumbnail(image)
         path, thumbnail_path = path_of(job, index, picture), path_of(job, index, small)
         for target, file in ((path, picture), (thumbnail_path, small)):
             lease.check()
-            storage.upload(bucket, target, file)
+            tools.storage.upload(bucket, target, file)
         rows.append(
             {
                 "index": index,
@@ -136,6 +182,23 @@ def deliver(job: Job, plan: Plan, painting: Sequence[Image.Image], lease: Lease,
     return rows
 
 
+def measure_similarity(rows: list[dict[str, Any]], painting: Sequence[Image.Image], reference: Image.Image) -> None:
+    for row, image in zip(rows, painting, strict=True):
+        row["similarity_score"] = round(similarity(image, reference), 4)
+
+
+def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, Any]], settings: Settings) -> list[str]:
+    """The owner's quality events: logs each, and returns their names. (`generation_error` is logged by `end_failed`.)"""
+    events = []
+    if metrics["generation_time"] > settings.slow_generation_seconds:
+        events.append("slow_generation")
+    if any(image.get("similarity_score", 1) < settings.low_similarity for image in images):
+        events.append("low_i2i_similarity")
+    for event in events:
+        log.warning(event, generation_time=metrics["generation_time"], i2i_mode=metrics["i2i_mode"])
+    return events
+
+
 def end_failed(lease: Lease, error: Exception, queue: Queue) -> None:
     """Writes the end that `error` calls for. A lost job is not ours to end, and its row is left alone."""
     if isinstance(error, LeaseLost):
@@ -150,15 +213,16 @@ def end_failed(lease: Lease, error: Exception, queue: Queue) -> None:
         known = error if isinstance(error, WorkerError) else WorkerError()
         outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
         finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})
-        log.error("job_failed", error_code=known.code, outcome=outcome, exc_info=error)
+        log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
 
 
-def finish(queue: Queue, lease: Lease, outcome: Outcome, **details: Any) -> None:
-    """Where Supabase does not answer, the lease runs out by itself and the job goes to another worker."""
+def finish(queue: Queue, lease: Lease, outcome: Outcome, **details: Any) -> bool:
+    """Whether the database took it. Where Supabase does not answer, the lease runs out and the job goes to another worker."""
     try:
         verdict = queue.finish(lease, outcome, **details)
     except SupabaseUnavailable as error:
         log.error("finish_not_delivered", outcome=outcome, reason=str(error))
-    else:
-        if verdict == "lost":
-            log.warning("job_lost", outcome=outcome)
+        return False
+    if verdict == "lost":
+        log.warning("job_lost", outcome=outcome)
+    return verdict != "lost"

@@ -118,6 +118,7 @@ class Queue:
         images: Sequence[dict[str, Any]] = (),
         error: dict[str, str] | None = None,
         metrics: dict[str, Any] | None = None,
+        warnings: Sequence[dict[str, str]] = (),
     ) -> str:
         """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written)."""
         answer = self._rpc(
@@ -129,6 +130,7 @@ class Queue:
                 "p_images": list(images),
                 "p_error": error,
                 "p_metrics": metrics,
+                "p_warnings": list(warnings),
             },
         )
         return str(answer)

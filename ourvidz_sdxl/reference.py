@@ -8,6 +8,7 @@ from io import BytesIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ourvidz_sdxl.errors import ReferenceInvalid
+from ourvidz_sdxl.job import Fit
 
 MAX_PIXELS = 40_000_000  # decoded, 120 MB of RGB; Pillow itself only warns, and only at twice that
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -33,6 +34,8 @@ def decode_reference(content: bytes) -> Image.Image:
         raise ReferenceInvalid(type(error).__name__, user_message="The reference image is damaged.") from None
 
 
-def fit_reference(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Covers width x height pixels without distortion, centred; what overhangs is cut off."""
+def fit_reference(image: Image.Image, width: int, height: int, fit: Fit = Fit.COVER) -> Image.Image:
+    """Brings the image to width x height pixels without distortion, centred: covering them, or whole on white."""
+    if fit is Fit.CONTAIN:
+        return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, color="white")
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, Vali
 
 from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.job import JobType
+from ourvidz_sdxl.safety import ContentPolicy
 
 # The owner's default checkpoint, on the volume that RunPod mounts at /workspace.
 LUSTIFY = Path("/workspace/models/sdxl-lustify/lustifySDXLNSFWSFW_v20.safetensors")
@@ -45,6 +46,12 @@ class Settings(BaseModel):
     lease_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 15
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 4  # RunPod kills 5 s after SIGTERM
+
+    content_policy: ContentPolicy = ContentPolicy.GENERAL
+    image_check: str | None = None
+
+    slow_generation_seconds: Annotated[float, Field(gt=0)] = 10
+    low_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
 
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

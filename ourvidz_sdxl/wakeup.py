@@ -23,8 +23,8 @@ from ourvidz_sdxl.settings import Settings
 
 MAX_PAUSE_SECONDS = 15.0
 
-# After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres shows
-# it to others: the first look can come too early.
+# After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
+# shows it to others: the first look can come too early.
 SECOND_LOOK_SECONDS = 0.2
 
 log = structlog.get_logger()

@@ -40,18 +40,23 @@ def scratch_supabase() -> Iterator[EmbeddedSupabase]:
         yield running
 
 
+def environ(supabase: EmbeddedSupabase, **settings: object) -> dict[str, str]:
+    """A worker's environment: the bundled model, and settings by their lower-case names."""
+    return os.environ | {
+        "SUPABASE_URL": supabase.url,
+        "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
+        "MODEL_PATH": str(TINY_MODEL),
+        "LOG_FORMAT": "json",
+        **{name.upper(): str(value) for name, value in settings.items()},
+    }
+
+
 class WorkerProcess:
     """`with WorkerProcess(...) as worker:` starts it, waits until it is ready, and ends it with SIGTERM."""
 
     def __init__(self, supabase: EmbeddedSupabase, command: list[str] = REAL, **settings: object) -> None:
         self._command = command
-        self._environ = os.environ | {
-            "SUPABASE_URL": supabase.url,
-            "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
-            "MODEL_PATH": str(TINY_MODEL),
-            "LOG_FORMAT": "json",
-            **{name.upper(): str(value) for name, value in settings.items()},
-        }
+        self._environ = environ(supabase, **settings)
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self._arrived: queue.Queue[dict[str, Any] | None] = queue.Queue()

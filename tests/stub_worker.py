@@ -20,6 +20,7 @@ from ourvidz_sdxl.telemetry import set_up_logging
 class StubEngine:
     native_size = 64
     model = "stub"
+    model_hash = "0" * 64
     gpu = None
     vram_mb = None
 

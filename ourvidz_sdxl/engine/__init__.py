@@ -29,6 +29,10 @@ class Engine(Protocol):
         """What is loaded, for people: the checkpoint's name."""
 
     @property
+    def model_hash(self) -> str:
+        """Tells checkpoints apart; goes into the images' metadata."""
+
+    @property
     def gpu(self) -> str | None:
         """The GPU's name, or None on the CPU."""
 

@@ -1,6 +1,6 @@
 """SDXL through diffusers: the plain path, and the reference for every faster one.
 
-Text encoding and denoising are diffusers' own pipelines. Encoding a reference and decoding latents are done here, one image at a
+Denoising is diffusers' own pipelines. Encoding a reference and decoding latents are done here, one image at a
 time (that bounds the peak of memory) and in the VAE's own precision: SDXL's VAE overflows in fp16, and diffusers would move it to
 fp32 and back on every call.
 """
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
@@ -22,7 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.engine.load import Components, load_components
-from ourvidz_sdxl.errors import GpuUnusable, OutOfMemory
+from ourvidz_sdxl.engine.schedulers import new_scheduler
+from ourvidz_sdxl.engine.text import PromptEncoder
+from ourvidz_sdxl.errors import BlankImage, GpuUnusable, OutOfMemory
+from ourvidz_sdxl.job import Scheduler
 from ourvidz_sdxl.plan import I2IMode, Plan
 
 diffusers_logging.set_verbosity_error()  # its warning about long prompts would print the prompt
@@ -34,10 +36,11 @@ class SdxlEngine:
     def __init__(self, parts: Components, device: torch.device) -> None:
         self._parts = parts
         self._device = device
+        self._text = PromptEncoder(parts, self._pipeline(StableDiffusionXLPipeline, None))
         self.model = parts.name
+        self.model_hash = parts.fingerprint
         self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         self.vram_mb = torch.cuda.get_device_properties(device).total_memory >> 20 if device.type == "cuda" else None
-        self._scheduler_class = getattr(diffusers, parts.scheduler_config["_class_name"])
         self._latent_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)  # pixels to one latent, along an edge
         self.native_size: int = parts.unet.config.sample_size * self._latent_scale
 
@@ -72,9 +75,7 @@ class SdxlEngine:
             return tensors
 
         arguments: dict[str, Any] = {
-            "prompt": plan.prompt,
-            # None and not "": what an empty negative prompt means is the checkpoint's to say (force_zeros_for_empty_prompt)
-            "negative_prompt": plan.negative_prompt or None,
+            **self._text.encode(plan.prompt, plan.negative_prompt),
             "num_images_per_prompt": plan.batch_size,
             "num_inference_steps": plan.steps,
             "guidance_scale": plan.guidance_scale,
@@ -84,11 +85,13 @@ class SdxlEngine:
             "callback_on_step_end": after_step,
         }
         if reference is None:
-            return self._pipeline(StableDiffusionXLPipeline)(width=plan.width, height=plan.height, **arguments).images
+            text_to_image = self._pipeline(StableDiffusionXLPipeline, plan.scheduler)
+            return text_to_image(width=plan.width, height=plan.height, **arguments).images
         image = self._encode(reference)
-        return self._pipeline(StableDiffusionXLImg2ImgPipeline)(image=image, strength=plan.denoise, **arguments).images
+        image_to_image = self._pipeline(StableDiffusionXLImg2ImgPipeline, plan.scheduler)
+        return image_to_image(image=image, strength=plan.denoise, **arguments).images
 
-    def _pipeline(self, kind: type[Any]) -> Any:
+    def _pipeline(self, kind: type[Any], scheduler: Scheduler | None) -> Any:
         """A pipeline for one job, with a scheduler of its own: schedulers carry state from step to step."""
         parts = self._parts
         pipeline = kind(
@@ -98,7 +101,7 @@ class SdxlEngine:
             tokenizer=parts.tokenizer,
             tokenizer_2=parts.tokenizer_2,
             unet=parts.unet,
-            scheduler=self._scheduler_class.from_config(parts.scheduler_config),
+            scheduler=new_scheduler(scheduler, parts.scheduler_config),
             force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
             add_watermarker=False,  # diffusers would add one whenever a certain package happens to be installed
         )
@@ -113,11 +116,30 @@ class SdxlEngine:
         return latents.to(self._parts.unet.dtype)
 
     def _decode(self, latents: torch.Tensor) -> Image.Image:
-        """Latents [4, h, w] -> an RGB image of 8 h x 8 w pixels."""
+        """Latents [4, h, w] -> an RGB image of 8 h x 8 w pixels. A blank one is decoded again in fp32; then raises BlankImage."""
         vae = self._parts.vae
-        pixels = vae.decode(latents[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0]
-        as_bytes = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = self._pixels(latents)
+        if is_blank(pixels) and vae.dtype is not torch.float32:
+            working_dtype = vae.dtype
+            vae.float()
+            try:
+                pixels = self._pixels(latents)
+            finally:
+                vae.to(working_dtype)
+        if is_blank(pixels):
+            raise BlankImage
+        as_bytes = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(as_bytes.permute(1, 2, 0).cpu().numpy())
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [4, h, w] -> fp32 pixels [3, 8 h, 8 w] around -1..1."""
+        vae = self._parts.vae
+        return vae.decode(latents[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0].float()  # type: ignore[no-any-return]
+
+
+def is_blank(pixels: torch.Tensor) -> bool:
+    """Not a number anywhere, or black everywhere: what an overflow in the VAE leaves behind."""
+    return not bool(torch.isfinite(pixels).all()) or bool((pixels <= -1).all())
 
 
 @contextmanager

@@ -21,6 +21,7 @@ create table public.jobs (
   steps                smallint,
   guidance_scale       double precision,
   seed                 bigint,
+  scheduler            text,
   output_format        text not null default 'png',
   reference_image_url  text,
   reference_image_path text,
@@ -57,6 +58,9 @@ create table public.jobs (
   constraint target_worker_is_a_short_lowercase_name check (target_worker ~ '^[a-z0-9_-]{1,64}$'),
   constraint metadata_is_an_object_of_at_most_16_kb
     check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 16384),
+  constraint metadata_fit_is_cover_or_contain check (coalesce(metadata -> 'fit', '"cover"') in ('"cover"', '"contain"')),
+  constraint metadata_private_metadata_is_true_or_false
+    check (jsonb_typeof(coalesce(metadata -> 'private_metadata', 'false')) = 'boolean'),
   constraint idempotency_key_has_1_to_200_characters check (length(idempotency_key) between 1 and 200),
   constraint prompt_is_required_unless_exact_copy_mode check (exact_copy_mode or btrim(prompt, E' \t\r\n') <> ''),
   constraint prompt_has_at_most_4000_characters check (length(prompt) <= 4000),
@@ -69,6 +73,8 @@ create table public.jobs (
   constraint steps_is_from_1_to_100 check (steps between 1 and 100),
   constraint guidance_scale_is_from_0_to_30 check (guidance_scale between 0 and 30),
   constraint seed_is_from_0_to_2147483647 check (seed between 0 and 2147483647),
+  constraint scheduler_is_known check (scheduler in
+    ('euler', 'euler_a', 'dpmpp_2m', 'dpmpp_2m_karras', 'dpmpp_sde_karras', 'ddim', 'unipc', 'lcm')),
   constraint output_format_is_png_webp_or_jpeg check (output_format in ('png', 'webp', 'jpeg')),
   constraint reference_is_a_url_or_a_path_not_both
     check (reference_image_url is null or reference_image_path is null),
@@ -139,6 +145,12 @@ create table public.job_events (
 );
 create index job_events_job_idx on public.job_events (job_id, id);
 
+create table public.negative_presets (
+  job_type        text primary key constraint negative_preset_job_type_is_known check (job_type in ('sdxl_image_fast', 'sdxl_image_high')),
+  negative_prompt text not null default '' constraint negative_preset_has_at_most_2000_characters check (length(negative_prompt) <= 2000)
+);
+insert into public.negative_presets (job_type) values ('sdxl_image_fast'), ('sdxl_image_high');
+
 create table public.workers (
   id            text primary key,
   target_worker text not null,
@@ -156,6 +168,7 @@ create index workers_last_seen_idx on public.workers (last_seen_at);
 comment on table public.jobs is 'One row is one request for images. Insert a row to ask; listen to it to know.';
 comment on table public.job_images is 'The pictures of completed jobs: storage paths, never signed URLs. Written only by finish_job.';
 comment on table public.job_events is 'Append-only history of each job''s state, written by trigger.';
+comment on table public.negative_presets is 'What every job of a type avoids: joined before the user''s own negative prompt. Edit it here.';
 comment on table public.workers is 'One row a worker: what it runs on and when it was last seen.';
 comment on column public.jobs.width is 'Pixels; absent means the model''s native size, or the reference''s aspect.';
 comment on column public.jobs.steps is 'Denoising steps; absent means 15 for sdxl_image_fast and 25 for sdxl_image_high.';
@@ -163,6 +176,10 @@ comment on column public.jobs.guidance_scale is 'Classifier-free guidance; absen
 comment on column public.jobs.seed is 'Seed of image 0; image i has seed + i. Absent means a random one, stored in job_images.';
 comment on column public.jobs.reference_strength is '0 ignores the reference, 1 keeps it: denoise strength is 1 - reference_strength.';
 comment on column public.jobs.reference_image_path is 'An object of your own: <user_id>/… in reference_images, or bucket/<user_id>/… .';
+comment on column public.jobs.scheduler is 'The sampler; absent means the checkpoint''s own.';
+comment on column public.jobs.metadata is 'Free for the frontend. The worker reads "fit" (cover | contain) and "private_metadata" (true keeps all words out of the files).';
+comment on column public.jobs.fallback_to_text is 'Paint from the prompt alone when the reference cannot be used; warnings then say so.';
+comment on column public.jobs.warnings is 'What went otherwise than asked for: [{"code", "message"}].';
 comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
 comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';
 comment on column public.jobs.lease_token is 'Chosen by the worker for each claim; every write of the worker must carry it.';

@@ -5,18 +5,21 @@ alter table public.jobs enable row level security;
 alter table public.job_images enable row level security;
 alter table public.job_events enable row level security;
 alter table public.workers enable row level security;
+alter table public.negative_presets enable row level security;
 
-revoke all on public.jobs, public.job_images, public.job_events, public.workers from anon, authenticated, service_role;
+revoke all on public.jobs, public.job_images, public.job_events, public.workers, public.negative_presets
+  from anon, authenticated, service_role;
 
 grant select on public.jobs, public.job_images, public.job_events to authenticated;
 grant insert (id, user_id, job_type, target_worker, metadata, idempotency_key, prompt, negative_prompt, batch_size, width, height,
-              steps, guidance_scale, seed, output_format, reference_image_url, reference_image_path, reference_strength,
+              steps, guidance_scale, seed, scheduler, output_format, reference_image_url, reference_image_path, reference_strength,
               exact_copy_mode, enhance_prompt, fallback_to_text, status)
   on public.jobs to authenticated;
 grant update (cancel_requested_at) on public.jobs to authenticated;
 
 grant select, insert, update, delete on public.jobs, public.job_images, public.workers to service_role;
 grant select on public.job_events to service_role;
+grant select, update on public.negative_presets to service_role;
 
 create policy "read your own jobs" on public.jobs for select to authenticated
   using (user_id = (select auth.uid()));

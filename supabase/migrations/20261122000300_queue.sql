@@ -31,7 +31,8 @@ begin
 end $$;
 
 -- Takes up to p_limit waiting jobs under a lease.
--- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next delayed job, or null}.
+-- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next delayed job, or null};
+-- each row comes with the "negative_preset" of its job type.
 -- The planner traps that this shape avoids: a LIMIT parameter in a SQL function is planned for a tenth of the backlog, and FOR UPDATE
 -- would skip rows whose children are being written (FOR NO KEY UPDATE does not).
 create function public.claim_jobs(
@@ -66,6 +67,9 @@ begin
              where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at > now())
       into v_more, v_next;
   end if;
+  select jsonb_agg(taken.job || jsonb_build_object('negative_preset', coalesce(n.negative_prompt, '')) order by taken.place) into v_jobs
+    from jsonb_array_elements(v_jobs) with ordinality taken (job, place)
+    left join public.negative_presets n on n.job_type = taken.job ->> 'job_type';
   return jsonb_build_object('jobs', coalesce(v_jobs, '[]'::jsonb), 'more', coalesce(v_more, true),
                             'next_run_in_ms', ceil(extract(epoch from v_next - now()) * 1000)::bigint);
 end $$;
@@ -91,10 +95,11 @@ end $$;
 
 -- Ends a job, or gives it back. Outcomes: completed (p_images holds one object for each image, with the columns of job_images) |
 -- failed | retry (queued again after a pause, or failed when attempts are used up) | cancelled | released (the worker shuts down:
--- queued again at once, the attempt is given back). p_error is {"code", "message"}.
+-- queued again at once, the attempt is given back). p_error is {"code", "message"}, p_warnings an array of the same.
 -- Returns ok | already (this call was made before) | lost (the lease is no longer the caller's; nothing was written).
 create function public.finish_job(
-  p_id uuid, p_token uuid, p_outcome text, p_images jsonb default '[]', p_error jsonb default null, p_metrics jsonb default null
+  p_id uuid, p_token uuid, p_outcome text, p_images jsonb default '[]', p_error jsonb default null, p_metrics jsonb default null,
+  p_warnings jsonb default '[]', p_enhanced_prompt text default null
 ) returns text
 language plpgsql volatile set search_path = '' as $$
 declare
@@ -137,6 +142,8 @@ begin
          error_code = case when v_status <> 'completed' then p_error ->> 'code' end,
          error_message = case when v_status <> 'completed' then p_error ->> 'message' end,
          metrics = coalesce(p_metrics, j.metrics),
+         warnings = p_warnings,
+         enhanced_prompt = coalesce(p_enhanced_prompt, j.enhanced_prompt),
          attempts = case when p_outcome = 'released' then j.attempts - 1 else j.attempts end,
          run_at = case when p_outcome = 'retry' then now() + private.backoff(j.attempts) else j.run_at end
    where j.id = p_id;
@@ -157,12 +164,12 @@ $$;
 revoke execute on all functions in schema private from public;
 revoke execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
-  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb),
+  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
   public.report_worker(text, text, jsonb)
   from public, anon, authenticated;
 grant execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
-  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb),
+  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
   public.report_worker(text, text, jsonb)
   to service_role;
 grant usage on schema private to service_role;

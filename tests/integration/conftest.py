@@ -39,9 +39,10 @@ class User:
     id: str
     client: Client
     access_token: str
+    target: str = "sdxl"
 
     def insert(self, **columns: Any) -> dict[str, Any]:
-        job = {"job_type": "sdxl_image_fast", "prompt": "a red circle on a blue background"} | columns
+        job = {"job_type": "sdxl_image_fast", "prompt": "a red circle on a blue background", "target_worker": self.target} | columns
         return cast("dict[str, Any]", self.client.table("jobs").insert(job).execute().data[0])
 
     def job(self, job_id: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The queue functions keep their promises, called as the worker calls them: through REST with the service key."""
 
+from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -7,7 +8,20 @@ import pytest
 from postgrest.exceptions import APIError
 from supabase import Client
 
-from tests.integration.conftest import Database, User
+from ourvidz_sdxl.local import EmbeddedSupabase
+from tests.integration.conftest import Database, User, sign_up
+
+TARGET = "by-hand"  # no worker listens to it
+
+
+@pytest.fixture
+def user(supabase: EmbeddedSupabase) -> User:
+    return replace(sign_up(supabase), target=TARGET)
+
+
+@pytest.fixture
+def other(supabase: EmbeddedSupabase) -> User:
+    return replace(sign_up(supabase), target=TARGET)
 
 
 class Caller:
@@ -20,7 +34,7 @@ class Caller:
         answer: dict[str, Any] = self.call(
             "claim_jobs",
             p_worker="w",
-            p_target="sdxl",
+            p_target=TARGET,
             p_job_types=["sdxl_image_fast"],
             p_token=token,
             p_limit=limit,
@@ -119,7 +133,7 @@ def test_a_stale_worker_is_fenced_off(db: Database, user: User, caller: Caller) 
     job_id, stale, owner = user.insert()["id"], str(uuid4()), str(uuid4())
     caller.claim(stale)
     expire(db)
-    assert caller.call("reap_jobs", p_target="sdxl") == 1
+    assert caller.call("reap_jobs", p_target=TARGET) == 1
     due(db)
     caller.claim(owner)
     assert caller.heartbeat(job_id, stale) == "lost"
@@ -133,7 +147,7 @@ def test_a_finish_after_the_lease_was_reaped_is_lost_even_before_another_claim(d
     job_id, token = user.insert()["id"], str(uuid4())
     caller.claim(token)
     expire(db)
-    caller.call("reap_jobs", p_target="sdxl")
+    caller.call("reap_jobs", p_target=TARGET)
     assert caller.finish(job_id, token, "retry") == "lost"
 
 
@@ -151,7 +165,7 @@ def test_a_job_whose_workers_die_fails_after_its_attempts(db: Database, user: Us
         due(db)
         assert caller.claim(str(uuid4()))["jobs"]
         expire(db)
-        caller.call("reap_jobs", p_target="sdxl")
+        caller.call("reap_jobs", p_target=TARGET)
     row = user.job(job_id)
     assert (row["status"], row["attempts"], row["error_code"]) == ("failed", 3, "lease_expired")
 
@@ -206,7 +220,7 @@ def test_the_history_tells_it_all(db: Database, user: User, caller: Caller) -> N
 
 
 def test_one_users_flood_delays_another_by_a_few_places(db: Database, user: User, other: User, caller: Caller) -> None:
-    user.client.table("jobs").insert([{"job_type": "sdxl_image_fast", "prompt": "x"}] * 100).execute()
+    user.client.table("jobs").insert([{"job_type": "sdxl_image_fast", "prompt": "x", "target_worker": TARGET}] * 100).execute()
     other.insert()
     owners = [row["user_id"] for _ in range(4) for row in caller.claim(str(uuid4()))["jobs"]]
     assert other.id in owners
@@ -223,10 +237,10 @@ def test_an_insert_never_fails_because_realtime_does(db: Database, user: User) -
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
-        ("claim_jobs", {"p_worker": "w", "p_target": "sdxl", "p_job_types": [], "p_token": str(uuid4())}),
+        ("claim_jobs", {"p_worker": "w", "p_target": TARGET, "p_job_types": [], "p_token": str(uuid4())}),
         ("heartbeat_jobs", {"p_ids": [], "p_token": str(uuid4())}),
         ("finish_job", {"p_id": str(uuid4()), "p_token": str(uuid4()), "p_outcome": "completed"}),
-        ("reap_jobs", {"p_target": "sdxl"}),
+        ("reap_jobs", {"p_target": TARGET}),
         ("report_worker", {"p_worker": "w", "p_state": "ready", "p_facts": {}}),
     ],
 )

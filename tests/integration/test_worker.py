@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+import subprocess
 from io import BytesIO
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database, User
-from tests.processes import STUB, WorkerProcess
+from tests.processes import REAL, STUB, WorkerProcess, environ
 
 
 def open_image(user: User, row: dict[str, Any], column: str = "path") -> Image.Image:
@@ -107,9 +108,8 @@ def test_a_reference_is_changed_by_its_strength(db: Database, user: User, sessio
 def test_an_exact_copy_needs_no_prompt(db: Database, user: User, session_worker: WorkerProcess) -> None:
     job = user.insert(prompt="", exact_copy_mode=True, reference_image_path=upload_reference(user, reference_picture()))
     session_worker.wait_for("job_completed", job_id=job["id"])
-    picture = open_image(user, user.images(job["id"])[0])
-    expected = reference_picture().resize(picture.size, Image.Resampling.LANCZOS)
-    assert np.abs(np.array(picture).astype(int) - np.array(expected)).mean() < 10
+    [shown] = user.images(job["id"])
+    assert shown["similarity_score"] >= 0.95
     assert user.job(job["id"])["metrics"]["i2i_mode"] == "copy"
 
 
@@ -121,7 +121,7 @@ def test_a_bad_reference_fails_at_once_in_words(
     if content:
         user.client.storage.from_("reference_images").upload(path, content, {"content-type": "image/png"})
     job = user.insert(reference_image_path=path, reference_strength=0.5)
-    session_worker.wait_for("job_failed", job_id=job["id"])
+    session_worker.wait_for("generation_error", job_id=job["id"])
     row = user.job(job["id"])
     assert (row["status"], row["error_code"], row["attempts"]) == ("failed", "invalid_reference", 1)
     assert message in row["error_message"]
@@ -132,7 +132,7 @@ def test_a_row_that_went_around_the_constraints_is_refused_by_name(db: Database,
     db.execute("alter table public.jobs drop constraint steps_is_from_1_to_100")
     try:
         job = user.insert(steps=101)
-        session_worker.wait_for("job_failed", job_id=job["id"])
+        session_worker.wait_for("generation_error", job_id=job["id"])
         row = user.job(job["id"])
         assert (row["error_code"], row["attempts"]) == ("invalid_job", 1)
         assert "steps" in row["error_message"]
@@ -199,8 +199,11 @@ def test_without_realtime_the_timer_gets_the_job_done(supabase: EmbeddedSupabase
             db.execute("alter function realtime.send_away(jsonb, text, text, boolean) rename to send")
 
 
-def test_wrong_settings_end_with_status_1_and_words(supabase: EmbeddedSupabase) -> None:
-    worker = WorkerProcess(supabase, model_path="/no/such/model.safetensors")
-    with pytest.raises(AssertionError, match="model_missing: "), worker:
-        raise RuntimeError("it should not have become ready")
-    assert worker.wait_for_exit() == 1
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"model_path": "/no/such/model.safetensors"}, "model_missing: "), ({"lease_seconds": "soon"}, "settings_invalid: ")],
+)
+def test_what_is_set_wrong_ends_with_status_1_and_words(supabase: EmbeddedSupabase, settings: dict[str, str], told: str) -> None:
+    done = subprocess.run(REAL, env=environ(supabase, **settings), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert told in done.stderr

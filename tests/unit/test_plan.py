@@ -15,7 +15,8 @@ REFERENCE = {"reference_image_path": "u/x.png"}
 
 def plan_of(**columns: Any) -> Plan:
     job = Job(id=uuid4(), user_id=uuid4(), attempts=1, **({"job_type": "sdxl_image_high", "prompt": "a cat"} | columns))
-    return make_plan(job, native_size=1024, random_seed=7)
+    reference_size = (1024, 1024) if job.has_reference else None
+    return make_plan(job, native_size=1024, random_seed=7, reference_size=reference_size)
 
 
 @pytest.mark.parametrize(("job_type", "steps", "guidance_scale"), [("sdxl_image_fast", 15, 6.0), ("sdxl_image_high", 25, 7.5)])
