@@ -31,6 +31,7 @@ check: setup  ## Formatting, lints, types, import directions
 .PHONY: bench
 bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
 	$(BIN)/python -m benchmarks.wake
+	$(BIN)/python -m benchmarks.bundled_model
 
 .PHONY: format
 format: setup  ## Format the code

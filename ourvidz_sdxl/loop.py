@@ -20,6 +20,7 @@ import structlog
 from ourvidz_sdxl import __version__
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
+from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
 from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released, SupabaseUnavailable
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
@@ -54,6 +55,7 @@ class Worker:
             storage=Storage(client, patience_seconds=settings.lease_seconds / 2),
             progress=self._progress,
             settings=settings,
+            enhancer=make_enhancer(settings),
             image_check=load_image_check(settings.image_check) if settings.image_check else None,
         )
         self._facts = {
@@ -159,6 +161,22 @@ class Worker:
                 return False
             self._wakeup.wait(remaining)
         return True
+
+
+def make_enhancer(settings: Settings) -> Enhancer | None:
+    """As `ENHANCER` says. Raises SettingsInvalid where its model is not there."""
+    if settings.enhancer == "http":
+        return HttpEnhancer(
+            settings.enhancer_url,
+            settings.enhancer_model,
+            timeout_seconds=settings.enhancer_timeout_seconds,
+            api_key=settings.enhancer_api_key,
+        )
+    if settings.enhancer == "local" and settings.enhancer_model_path:
+        from ourvidz_sdxl.engine.qwen import LocalEnhancer
+
+        return LocalEnhancer(settings.enhancer_model_path, timeout_seconds=settings.enhancer_timeout_seconds)
+    return None
 
 
 def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:

@@ -20,6 +20,7 @@ from PIL import Image
 from ourvidz_sdxl import __version__
 from ourvidz_sdxl.encode import describe, encode, thumbnail
 from ourvidz_sdxl.engine import Engine
+from ourvidz_sdxl.enhance import EnhancementFailed, Enhancer
 from ourvidz_sdxl.errors import (
     GpuUnusable,
     JobCancelled,
@@ -35,7 +36,7 @@ from ourvidz_sdxl.plan import Plan, make_plan
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
 from ourvidz_sdxl.reference import decode_reference, fit_reference
-from ourvidz_sdxl.safety import ImageCheck, check_images, check_text
+from ourvidz_sdxl.safety import NEGATIVE, ImageCheck, check_images, check_text
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.similarity import similarity
 from ourvidz_sdxl.storage import Storage, bucket_of, path_of
@@ -53,6 +54,7 @@ class Tools:
     storage: Storage
     progress: Progress
     settings: Settings
+    enhancer: Enhancer | None = None
     image_check: ImageCheck | None = None
     random_seed: Callable[[], int] = lambda: secrets.randbelow(2**31)
 
@@ -63,6 +65,7 @@ class Prepared:
 
     plan: Plan
     reference: Image.Image | None
+    enhanced_prompt: str | None
     warnings: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -87,17 +90,27 @@ def process(claimed: Claimed, tools: Tools) -> None:
                 raise
         else:
             metrics["quality_events"] = monitor_generation_quality(metrics, images, tools.settings)
-            if finish(tools.queue, lease, Outcome.COMPLETED, images=images, metrics=metrics, warnings=prepared.warnings):
+            if finish(
+                tools.queue,
+                lease,
+                Outcome.COMPLETED,
+                images=images,
+                metrics=metrics,
+                warnings=prepared.warnings,
+                enhanced_prompt=prepared.enhanced_prompt,
+            ):
                 log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
 
 
 def prepare(job: Job, tools: Tools) -> Prepared:
-    """Checks the texts, fetches the reference, makes the plan.
+    """Checks the texts, fetches the reference, enhances the prompt, makes the plan.
 
     Raises ContentRefused or ReferenceInvalid; the latter only where the job does not want to be painted from its text then.
     """
-    check_text({"prompt": job.prompt, "negative_prompt": job.negative_prompt}, tools.settings.content_policy)
-    warnings, reference = [], None
+    texts = {"prompt": job.prompt, NEGATIVE: job.negative_prompt}
+    check_text(texts, tools.settings.content_policy)
+    warnings: list[dict[str, str]] = []
+    reference = enhanced_prompt = None
     try:
         reference = load_reference(job, tools.storage)
     except ReferenceInvalid as error:
@@ -105,15 +118,26 @@ def prepare(job: Job, tools: Tools) -> Prepared:
             raise
         warnings.append({"code": "reference_dropped", "message": f"Painted from the prompt alone. {error.user_message}"})
         log.warning("reference_dropped", reason=str(error))
+    if reference and tools.image_check:
+        check_images(tools.image_check, [reference])
+    copies = reference is not None and job.exact_copy_mode
+    if tools.enhancer and job.enhance_prompt and job.prompt.strip() and not copies:
+        try:
+            enhanced_prompt = tools.enhancer.enhance(job.prompt)
+            check_text(texts | {"enhanced_prompt": enhanced_prompt}, tools.settings.content_policy)
+        except EnhancementFailed as error:
+            warnings.append({"code": "not_enhanced", "message": "Painted from your own prompt: it could not be enhanced in time."})
+            log.warning("not_enhanced", reason=str(error))
     plan = make_plan(
         job,
+        enhanced_prompt=enhanced_prompt,
         native_size=tools.engine.native_size,
         random_seed=tools.random_seed(),
         reference_size=reference.size if reference else None,
     )
     if reference:
         reference = fit_reference(reference, plan.width, plan.height, job.metadata.fit)
-    return Prepared(plan=plan, reference=reference, warnings=warnings)
+    return Prepared(plan=plan, reference=reference, enhanced_prompt=enhanced_prompt, warnings=warnings)
 
 
 def load_reference(job: Job, storage: Storage) -> Image.Image | None:

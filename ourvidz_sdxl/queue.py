@@ -119,6 +119,7 @@ class Queue:
         error: dict[str, str] | None = None,
         metrics: dict[str, Any] | None = None,
         warnings: Sequence[dict[str, str]] = (),
+        enhanced_prompt: str | None = None,
     ) -> str:
         """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written)."""
         answer = self._rpc(
@@ -131,6 +132,7 @@ class Queue:
                 "p_error": error,
                 "p_metrics": metrics,
                 "p_warnings": list(warnings),
+                "p_enhanced_prompt": enhanced_prompt,
             },
         )
         return str(answer)

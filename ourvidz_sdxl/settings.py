@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.job import JobType
@@ -47,6 +47,13 @@ class Settings(BaseModel):
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 15
     shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 4  # RunPod kills 5 s after SIGTERM
 
+    enhancer: Literal["off", "local", "http"] = "off"
+    enhancer_timeout_seconds: Annotated[float, Field(gt=0)] = 10
+    enhancer_model_path: Path | None = None
+    enhancer_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] = "http://127.0.0.1:8000/v1"
+    enhancer_model: str = "Qwen/Qwen2.5-7B"
+    enhancer_api_key: SecretStr | None = None
+
     content_policy: ContentPolicy = ContentPolicy.GENERAL
     image_check: str | None = None
 
@@ -73,6 +80,12 @@ class Settings(BaseModel):
             raise ValueError("this is the publishable key; the worker needs the secret one")
         return value
 
+    @model_validator(mode="after")
+    def _local_enhancer_has_a_model(self) -> Settings:
+        if self.enhancer == "local" and self.enhancer_model_path is None:
+            raise ValueError("ENHANCER=local needs ENHANCER_MODEL_PATH, a folder with Qwen2.5-7B")
+        return self
+
     @property
     def heartbeat_seconds(self) -> float:
         """Four beats to a lease, so that three may get lost."""
@@ -95,5 +108,5 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            lines = [f"  {str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+            lines = [f"  {': '.join([*(str(part).upper() for part in e['loc'][:1]), e['msg']])}" for e in error.errors()]
         raise SettingsInvalid("these settings are wrong or missing:\n" + "\n".join(lines))

@@ -27,7 +27,17 @@ from ourvidz_sdxl.safety.images import ImageCheck, check_images, load_image_chec
 from ourvidz_sdxl.safety.reading import normalise, readings
 from ourvidz_sdxl.safety.terms import HARMLESS, ORDINARY, TERMS, Group
 
-__all__ = ["NEGATIVE", "ContentPolicy", "ImageCheck", "Rule", "check_images", "check_text", "load_image_check", "normalise"]
+__all__ = [
+    "NEGATIVE",
+    "ContentPolicy",
+    "ImageCheck",
+    "Rule",
+    "broken_rule",
+    "check_images",
+    "check_text",
+    "load_image_check",
+    "normalise",
+]
 
 NEGATIVE: Final = "negative_prompt"
 """The name of the one text that says what not to paint."""

@@ -61,6 +61,11 @@ def test_the_key_is_masked_wherever_settings_are_printed() -> None:
     assert "hush" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
+def test_a_local_enhancer_needs_its_model() -> None:
+    with pytest.raises(SettingsInvalid, match="ENHANCER_MODEL_PATH"):
+        Settings.from_env(ENOUGH | {"ENHANCER": "local"})
+
+
 def test_every_setting_is_explained_to_the_operator() -> None:
     example = (Path(__file__).parents[2] / ".env.example").read_text()
     for name in Settings.model_fields:
