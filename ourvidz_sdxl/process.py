@@ -25,6 +25,7 @@ from ourvidz_sdxl.errors import (
     GpuUnusable,
     JobCancelled,
     LeaseLost,
+    OutOfMemory,
     ReferenceInvalid,
     Released,
     SupabaseUnavailable,
@@ -86,6 +87,8 @@ def process(claimed: Claimed, tools: Tools) -> None:
                 measure_similarity(images, painting, prepared.reference)
         except Exception as error:
             end_failed(lease, error, tools.queue)
+            if isinstance(error, OutOfMemory) and tools.enhancer:
+                tools.enhancer.unload()  # a language model in this process is the first to make room
             if isinstance(error, GpuUnusable):
                 raise
         else:

@@ -1,6 +1,7 @@
 """A whole worker with an engine that paints plain colours at once: for tests of everything but the painting.
 
-STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the middle of one.
+STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the middle of one. The prompt "raise OutOfMemory" fails
+with that error of the tree, and "raise" alone with one that nobody foresaw.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from ourvidz_sdxl import errors
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.loop import run_worker
 from ourvidz_sdxl.plan import Plan
@@ -32,6 +34,8 @@ class StubEngine:
         assert not self._painting, "two jobs were painted at once"
         self._painting = True
         try:
+            if plan.prompt.startswith("raise"):
+                raise getattr(errors, plan.prompt.removeprefix("raise").strip(), RuntimeError)
             for step in range(plan.painted_steps):
                 time.sleep(self._step_seconds)
                 on_step(step + 1, plan.painted_steps)

@@ -7,10 +7,9 @@ fp32 and back on every call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from ourvidz_sdxl.engine.text import PromptEncoder
 from ourvidz_sdxl.errors import BlankImage, GpuUnusable, OutOfMemory
 from ourvidz_sdxl.job import Scheduler
 from ourvidz_sdxl.plan import I2IMode, Plan
+
+T = TypeVar("T")
 
 diffusers_logging.set_verbosity_error()  # its warning about long prompts would print the prompt
 diffusers_logging.disable_progress_bar()
@@ -47,8 +48,7 @@ class SdxlEngine:
     @classmethod
     def load(cls, model_path: Path) -> SdxlEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with _named_faults():
-            return cls(load_components(model_path, device=device), device)
+        return cls(named_faults(lambda: load_components(model_path, device=device)), device)
 
     def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
         if plan.mode is not I2IMode.NONE:
@@ -56,9 +56,12 @@ class SdxlEngine:
                 raise ValueError("image-to-image needs a reference of the plan's size")
             if plan.denoise == 0:
                 return [reference.copy() for _ in plan.seeds]
-        with _named_faults(), torch.inference_mode():
-            latents = self._denoise(plan, reference, on_step)
-            return [self._decode(one) for one in latents]
+        return named_faults(self._paint, plan, reference, on_step)
+
+    @torch.inference_mode()
+    def _paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
+        latents = self._denoise(plan, reference, on_step)
+        return [self._decode(one) for one in latents]
 
     def peak_vram_mb(self) -> int | None:
         if self._device.type != "cuda":
@@ -142,18 +145,17 @@ def is_blank(pixels: torch.Tensor) -> bool:
     return not bool(torch.isfinite(pixels).all()) or bool((pixels <= -1).all())
 
 
-@contextmanager
-def _named_faults() -> Iterator[None]:
-    """Gives the driver's faults their names in the error tree.
+def named_faults(call: Callable[..., T], *arguments: Any) -> T:
+    """Makes the call, and gives the driver's faults their names in the error tree.
 
-    The new error is raised outside the `except` block, without a cause: the old traceback would keep the failed job's tensors.
+    The new error is raised when the `except` block is left and the old one forgotten: its traceback holds the failed job's tensors.
     """
     try:
-        yield
+        return call(*arguments)
     except torch.OutOfMemoryError as error:
         fault: OutOfMemory | GpuUnusable = OutOfMemory(str(error).partition("\n")[0])
     except torch.AcceleratorError as error:
         fault = GpuUnusable(str(error).partition("\n")[0])
-    else:
-        return
+    if isinstance(fault, OutOfMemory):
+        torch.cuda.empty_cache()  # what the job left in pieces; does nothing on the CPU
     raise fault

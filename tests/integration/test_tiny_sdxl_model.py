@@ -20,8 +20,6 @@ from tools.tiny_sdxl.evaluate import count, load
 from tools.tiny_sdxl.judge import look
 from tools.tiny_sdxl.shapes import HELD_OUT, Combination, draw, sample_scene
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler under numpy 2
-
 MODEL = Path(__file__).parents[2] / "models" / "tiny-sdxl"
 WEIGHTS = {
     "text_encoder/model.safetensors",

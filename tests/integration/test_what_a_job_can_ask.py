@@ -166,3 +166,59 @@ def test_without_its_enhancer_a_job_goes_on_with_its_own_prompt_and_says_so(
         worker.wait_for("job_completed", job_id=job["id"])
     row = user.job(job["id"])
     assert ([warning["code"] for warning in row["warnings"]], row["enhanced_prompt"]) == (["not_enhanced"], None)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "attempts", "code", "message"),
+    [
+        ("BlankImage", "failed", 1, "blank_image", "another seed"),
+        ("ModelInvalid", "failed", 1, "model_invalid", "cannot be used"),
+        ("OutOfMemory", "queued", 1, "out_of_memory", "ran out of memory"),
+        ("UploadFailed", "queued", 1, "upload_failed", "could not be stored"),
+        ("SupabaseUnavailable", "queued", 1, "supabase_unavailable", "did not answer"),
+        ("", "queued", 1, "unknown_error", "Unknown error occurred"),
+    ],
+)
+def test_each_fault_has_its_code_in_the_row(
+    supabase: EmbeddedSupabase,
+    db: Database,
+    user: User,
+    stub_worker: WorkerProcess,
+    error: str,
+    status: str,
+    attempts: int,
+    code: str,
+    message: str,
+) -> None:
+    job = user.insert(target_worker="faulty", prompt=f"raise {error}")
+    stub_worker.wait_for("generation_error", job_id=job["id"])
+    row = user.job(job["id"])
+    assert (row["status"], row["attempts"], row["error_code"]) == (status, attempts, code)
+    assert message in row["error_message"]
+
+
+@pytest.fixture(scope="module")
+def stub_worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
+    with WorkerProcess(supabase, STUB, target_worker="faulty") as running:
+        yield running
+
+
+def test_a_job_that_keeps_failing_ends_after_its_attempts(
+    supabase: EmbeddedSupabase, db: Database, user: User, stub_worker: WorkerProcess
+) -> None:
+    job = user.insert(target_worker="faulty", prompt="raise OutOfMemory")
+    for attempt in (1, 2, 3):
+        stub_worker.wait_for("generation_error", job_id=job["id"], attempt=attempt)
+        if attempt < 3:
+            db.execute("update public.jobs set run_at = now() where id = %s", (job["id"],))  # not to wait for the pause
+            user.insert(target_worker="faulty")  # a wake
+    row = user.job(job["id"])
+    assert (row["status"], row["attempts"], row["error_code"]) == ("failed", 3, "out_of_memory")
+
+
+def test_a_gpu_that_is_lost_ends_the_process_and_charges_nobody(supabase: EmbeddedSupabase, db: Database, user: User) -> None:
+    with WorkerProcess(supabase, STUB, target_worker="lost-gpu") as worker:
+        job = user.insert(target_worker="lost-gpu", prompt="raise GpuUnusable")
+        assert worker.wait_for_exit() == 70
+    row = user.job(job["id"])
+    assert (row["status"], row["attempts"]) == ("queued", 0)

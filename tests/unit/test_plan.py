@@ -4,11 +4,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ourvidz_sdxl.errors import JobInvalid
 from ourvidz_sdxl.job import Job, JobType
-from ourvidz_sdxl.plan import I2IMode, Plan, make_plan
+from ourvidz_sdxl.plan import I2IMode, Plan, make_plan, size_like
 
 REFERENCE = {"reference_image_path": "u/x.png"}
 
@@ -79,3 +80,55 @@ def test_a_reference_is_returned_as_it_is_or_painted_in_at_least_one_step(
     assert 0 <= plan.denoise <= 1
     assert plan.denoise == 0 or plan.painted_steps >= 1
     assert plan.painted_steps <= plan.steps <= 1000
+
+
+def sizes() -> st.SearchStrategy[tuple[int | None, int | None]]:
+    edge = st.integers(2, 32).map(lambda n: n * 64)
+    return st.just((None, None)) | st.tuples(edge, edge)
+
+
+@settings(max_examples=10_000, deadline=None)
+@given(
+    row=st.fixed_dictionaries(
+        {"job_type": st.sampled_from(["sdxl_image_fast", "sdxl_image_high", "video"]), "prompt": st.text(max_size=20)},
+        optional={
+            "batch_size": st.integers(-1, 8),
+            "steps": st.none() | st.integers(-1, 110),
+            "guidance_scale": st.none() | st.floats(),
+            "seed": st.none() | st.integers(-1, 2**31),
+            "scheduler": st.sampled_from([None, "euler", "unipc", "magic"]),
+            "reference_strength": st.none() | st.floats(-0.5, 1.5),
+            "exact_copy_mode": st.booleans(),
+            "reference_image_path": st.none() | st.just("u/x.png"),
+            "metadata": st.sampled_from([{}, {"fit": "contain"}, {"fit": "stretch"}]),
+        },
+    ),
+    size=sizes(),
+    reference_size=st.tuples(st.integers(1, 9000), st.integers(1, 9000)),
+    native_size=st.sampled_from([128, 1024]),
+)
+def test_a_job_has_a_plan_or_a_named_error(
+    row: dict[str, Any], size: tuple[int | None, int | None], reference_size: tuple[int, int], native_size: int
+) -> None:
+    whole = {"id": str(uuid4()), "user_id": str(uuid4()), "attempts": 1, "width": size[0], "height": size[1]} | row
+    try:
+        job = Job.from_row(whole)
+    except JobInvalid as error:
+        assert error.user_message.startswith("This job cannot be painted: ")
+        return
+    plan = make_plan(job, native_size=native_size, random_seed=5, reference_size=reference_size if job.has_reference else None)
+    assert plan.steps >= 1
+    assert plan.denoise == 0 or plan.painted_steps >= 1
+    assert plan.width % 8 == plan.height % 8 == 0
+    assert len(plan.seeds) == job.batch_size
+    assert (job.width, job.height) in {(None, None), (plan.width, plan.height)}
+    if job.width is None and job.has_reference:
+        assert native_size // 2 <= min(plan.width, plan.height) <= max(plan.width, plan.height) <= 2 * native_size
+
+
+@pytest.mark.parametrize(
+    ("reference_size", "size"),
+    [((512, 512), (1024, 1024)), ((1920, 1080), (1344, 768)), ((1080, 1920), (768, 1344)), ((9000, 10), (2048, 512))],
+)
+def test_without_a_size_it_follows_the_references_aspect(reference_size: tuple[int, int], size: tuple[int, int]) -> None:
+    assert size_like(reference_size, 1024) == size

@@ -1,0 +1,136 @@
+"""The engine on its own, with the bundled model: no job leaves anything behind, and every fault has its name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ourvidz_sdxl.engine.load import load_components
+from ourvidz_sdxl.engine.sdxl import SdxlEngine
+from ourvidz_sdxl.errors import BlankImage, GpuUnusable, JobCancelled, OutOfMemory
+from ourvidz_sdxl.job import Scheduler
+from ourvidz_sdxl.plan import I2IMode, Plan
+
+MODEL = Path(__file__).parents[2] / "models" / "tiny-sdxl"
+PLAN = Plan(
+    mode=I2IMode.NONE,
+    prompt="a red circle on a blue background",
+    negative_prompt="",
+    width=128,
+    height=128,
+    steps=6,
+    guidance_scale=7.5,
+    scheduler=None,
+    denoise=1,
+    seeds=(1,),
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> SdxlEngine:
+    return SdxlEngine.load(MODEL)
+
+
+def paint(engine: SdxlEngine, plan: Plan = PLAN, reference: Image.Image | None = None) -> list[Any]:
+    return [np.asarray(image) for image in engine.paint(plan, reference, lambda _done, _total: None)]
+
+
+def test_a_job_gives_the_same_bytes_whatever_ran_before_it(engine: SdxlEngine) -> None:
+    [first] = paint(engine)
+    reference = Image.new("RGB", (128, 128), "green")
+    paint(engine, replace(PLAN, scheduler=Scheduler.EULER_A, prompt="a (green:1.5) star", seeds=(5, 6, 7)))
+    paint(engine, replace(PLAN, mode=I2IMode.MODIFY, denoise=0.5, negative_prompt="blue"), reference)
+    [again] = paint(engine)
+    assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize("scheduler", [None, Scheduler.EULER_A, Scheduler.DPMPP_2M_KARRAS])
+def test_alone_or_in_a_batch_of_6_an_image_is_the_same(engine: SdxlEngine, scheduler: Scheduler | None) -> None:
+    batch = paint(engine, replace(PLAN, scheduler=scheduler, seeds=tuple(range(6))))
+    for seed in (0, 5):
+        [alone] = paint(engine, replace(PLAN, scheduler=scheduler, seeds=(seed,)))
+        assert np.abs(alone.astype(int) - batch[seed]).max() <= 2
+
+
+@pytest.mark.parametrize("prompt", ["", "a red circle on a blue background", 'Hello, world! It\'s (odd) -- and "quoted"++'])
+def test_without_weights_and_length_the_long_way_encodes_as_the_plain_one(engine: SdxlEngine, prompt: str) -> None:
+    with torch.inference_mode():
+        plain, long = engine._text._plainly(prompt), engine._text._by_fragments(prompt)
+    assert torch.equal(plain.embeds, long.embeds)
+    assert torch.equal(plain.pooled, long.pooled)
+
+
+def test_weights_move_what_they_weigh_and_long_prompts_are_read_to_the_end(engine: SdxlEngine) -> None:
+    encode = engine._text.encode
+    with torch.inference_mode():
+        plain, weighted = (encode(f"a {word} circle", "")["prompt_embeds"] for word in ("red", "(red:1.5)"))
+        long, longer = (encode("a red circle, " * 40 + end, "green")["prompt_embeds"] for end in ("", "and a blue square"))
+        negative = encode("a red circle, " * 40, "green")["negative_prompt_embeds"]
+    assert plain.shape == weighted.shape
+    assert not torch.equal(plain, weighted)
+    assert long.shape[1] % 77 == 0 < long.shape[1] - 77
+    assert not torch.equal(long[:, -77:], longer[:, -77:])
+    assert negative.shape == long.shape
+
+
+def test_denoise_0_returns_the_reference_itself(engine: SdxlEngine) -> None:
+    reference = Image.effect_noise((128, 128), 50).convert("RGB")
+    [picture] = paint(engine, replace(PLAN, mode=I2IMode.MODIFY, denoise=0), reference)
+    assert np.array_equal(picture, np.asarray(reference))
+
+
+def test_every_step_is_told_and_may_end_the_painting(engine: SdxlEngine) -> None:
+    told: list[tuple[int, int]] = []
+
+    def cancel_at_the_third(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == 3:
+            raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        engine.paint(PLAN, None, cancel_at_the_third)
+    assert told == [(1, 6), (2, 6), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [(torch.OutOfMemoryError("no room\nmore"), OutOfMemory), (torch.AcceleratorError("device-side assert"), GpuUnusable)],
+)
+def test_the_drivers_faults_get_their_names_and_keep_no_tensors(
+    engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch, fault: Exception, named: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_pixels", fail)
+        with pytest.raises(named) as caught:
+            engine.paint(PLAN, None, lambda _done, _total: None)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert paint(engine), "the engine goes on"
+
+
+def test_a_blank_image_is_decoded_again_in_fp32() -> None:
+    parts = load_components(MODEL, device="cpu", vae_dtype=torch.bfloat16)
+    engine, decode = SdxlEngine(parts, torch.device("cpu")), parts.vae.decode
+
+    def overflow_in_16_bits(latents: torch.Tensor, **options: Any) -> Any:
+        (pixels,) = decode(latents, **options)
+        return (pixels if latents.dtype is torch.float32 else pixels * float("nan"),)
+
+    parts.vae.decode = overflow_in_16_bits
+    [picture] = paint(engine)
+    assert picture.std() > 20
+    assert parts.vae.dtype is torch.bfloat16, "it goes back"
+
+
+@pytest.mark.parametrize("pixel", [float("nan"), float("inf"), -1.0])
+def test_a_blank_image_is_never_delivered(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch, pixel: float) -> None:
+    monkeypatch.setattr(engine, "_pixels", lambda _latents: torch.full((3, 128, 128), pixel))
+    with pytest.raises(BlankImage):
+        paint(engine)
