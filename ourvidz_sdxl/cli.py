@@ -65,7 +65,9 @@ def _run(_: argparse.Namespace) -> int:
 def _doctor(_: argparse.Namespace) -> int:
     from ourvidz_sdxl.doctor import examine
 
-    return examine(_settings())
+    settings = _settings()
+    set_up_logging(level="error")  # the checks themselves say what is wrong
+    return examine(settings)
 
 
 def _demo(options: argparse.Namespace) -> int:

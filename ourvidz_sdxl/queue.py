@@ -150,4 +150,4 @@ class Queue:
 
 def _reason(error: APIError | httpx.TransportError) -> str:
     """Code and message only: `details` of a constraint error repeats the row, and with it the prompt."""
-    return f"{error.code} {error.message}" if isinstance(error, APIError) else str(error)
+    return f"{error.code or ''} {error.message}".strip() if isinstance(error, APIError) else str(error)

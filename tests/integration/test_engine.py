@@ -64,6 +64,14 @@ def test_without_weights_and_length_the_long_way_encodes_as_the_plain_one(engine
     assert torch.equal(plain.pooled, long.pooled)
 
 
+def test_a_prompt_that_was_encoded_lately_is_not_encoded_again(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        first = engine._text.encode("a prompt of its own", "")
+        monkeypatch.setattr(engine._text, "_plainly", None)
+        again = engine._text.encode("a prompt of its own", "")
+    assert torch.equal(first["prompt_embeds"], again["prompt_embeds"])
+
+
 def test_weights_move_what_they_weigh_and_long_prompts_are_read_to_the_end(engine: SdxlEngine) -> None:
     encode = engine._text.encode
     with torch.inference_mode():

@@ -58,6 +58,15 @@ def test_the_size_follows_the_reference_and_fit_is_respected(db: Database, user:
     assert open_image(user, user.images(contained["id"])[0]).convert("RGB").getpixel((64, 10)) == (255, 255, 255)
 
 
+def test_an_earlier_image_of_ones_own_is_a_reference_too(db: Database, user: User, session_worker: WorkerProcess) -> None:
+    first = user.insert(steps=8)
+    session_worker.wait_for("job_completed", job_id=first["id"])
+    [image] = user.images(first["id"])
+    again = user.insert(exact_copy_mode=True, prompt="", reference_image_path=f"{image['bucket']}/{image['path']}")
+    session_worker.wait_for("job_completed", job_id=again["id"])
+    assert user.images(again["id"])[0]["similarity_score"] >= 0.95
+
+
 def test_the_operators_negative_preset_comes_first(db: Database, user: User, session_worker: WorkerProcess) -> None:
     db.execute("update public.negative_presets set negative_prompt = 'blur' where job_type = 'sdxl_image_fast'")
     try:
