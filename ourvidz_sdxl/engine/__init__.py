@@ -43,7 +43,7 @@ class Engine(Protocol):
     def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Sequence[Image.Image]:
         """One RGB image of plan.width x plan.height for each of plan.seeds; `reference` has that size too.
 
-        Raises OutOfMemory (the engine stays usable) or GpuUnusable (only a new process helps).
+        Raises OutOfMemory or BlankImage (the engine stays usable), or GpuUnusable (only a new process helps).
         """
 
     def peak_vram_mb(self) -> int | None:

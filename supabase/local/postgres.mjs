@@ -111,9 +111,7 @@ export class Postgres {
     const made = existsSync(this.dir) ? statSync(this.dir).uid : undefined;
     if (made !== 0) {
       const postgres = (this.#account = await account());
-      const unreachable = await firstUnreachable([dirname(this.dir), program], postgres);
-      if (unreachable === undefined) return;
-      this.log(`the user postgres cannot reach ${unreachable}; PostgreSQL runs in a user namespace`);
+      if (await reaches(postgres, [dirname(this.dir), program])) return;
     }
     try {
       await run(NAMESPACE[0], [...NAMESPACE.slice(1), program, "--version"], { cwd: "/" });
@@ -240,12 +238,13 @@ export class Postgres {
   }
 }
 
-/** @param {string[]} paths @param {{ uid: number, gid: number }} account */
-async function firstUnreachable(paths, account) {
+/** @param {{ uid: number, gid: number }} account @param {string[]} paths */
+async function reaches(account, paths) {
   for (const path of paths) {
     const reached = await run("test", ["-x", path], { ...account, cwd: "/" }).then(() => true, () => false);
-    if (!reached) return path;
+    if (!reached) return false;
   }
+  return true;
 }
 
 /** The account that Debian's packages use too; made unless it is there. */
