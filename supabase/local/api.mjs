@@ -1,5 +1,5 @@
 // REST, Auth and Storage: @supabase/lite on our database. What lite would do differently from Supabase is set right here where it can be
-// done from inside; what is wrong in its answers is set right in mend.mjs.
+// done from inside; what is wrong in its answers is set right in auth.mjs and storage.mjs.
 
 import { App } from "@supabase/lite";
 import { createPostgresConnection } from "@supabase/lite/postgres";
