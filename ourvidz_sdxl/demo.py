@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
-import structlog
 from postgrest.exceptions import APIError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,8 +29,6 @@ from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
 
 MODEL = ROOT / "models" / "tiny-sdxl"
 JOB_TIMEOUT_SECONDS = 300
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,6 @@ class EmbeddedSupabase:
     db_url: str = field(repr=False)
     publishable_key: str
     secret_key: str = field(repr=False)
-    data_dir: Path
-    process: subprocess.Popen[str] = field(repr=False)
 
 
 def node() -> Path:
@@ -61,8 +59,6 @@ def embedded_supabase(*, data_dir: Path | None = None, reset: bool = False, quie
             db_url=ready["db_url"],
             publishable_key=ready["publishable_key"],
             secret_key=ready["secret_key"],
-            data_dir=Path(ready["data_dir"]),
-            process=process,
         )
     finally:
         process.terminate()

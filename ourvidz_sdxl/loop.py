@@ -25,7 +25,7 @@ from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released, SupabaseUna
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Queue
-from ourvidz_sdxl.safety import load_image_check
+from ourvidz_sdxl.safety import ImageCheck, load_image_check
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.storage import Storage
 from ourvidz_sdxl.wakeup import Wakeup
@@ -42,7 +42,7 @@ class ExitCode(IntEnum):
 class Worker:
     """One process, one engine. `run` returns the exit code once stopped by `stop` (which signals call)."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, enhancer: Enhancer | None, image_check: ImageCheck | None) -> None:
         client = connect(settings)
         self._settings = settings
         self._queue = Queue(client, settings)
@@ -55,8 +55,8 @@ class Worker:
             storage=Storage(client, patience_seconds=settings.lease_seconds / 2),
             progress=self._progress,
             settings=settings,
-            enhancer=make_enhancer(settings),
-            image_check=load_image_check(settings.image_check) if settings.image_check else None,
+            enhancer=enhancer,
+            image_check=image_check,
         )
         self._facts = {
             "target_worker": settings.target_worker,
@@ -198,10 +198,13 @@ def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
             os._exit(128 + second[0])
 
     threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
+    # before the slow load, so that what is set wrong is told at once
+    enhancer = make_enhancer(settings)
+    image_check = load_image_check(settings.image_check) if settings.image_check else None
     log.info("model_loading")
     started = time.monotonic()
     engine = load()
     log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
-    worker = Worker(settings, engine)
+    worker = Worker(settings, engine, enhancer, image_check)
     stop = worker.stop
     return worker.run()

@@ -80,11 +80,8 @@ def process(claimed: Claimed, tools: Tools) -> None:
             job = Job.from_row(claimed.row)
             prepared = prepare(job, tools)
             painting, metrics = paint(job, prepared, lease, tools)
-            if tools.image_check:
-                check_images(tools.image_check, painting)
-            images = deliver(job, prepared.plan, painting, lease, tools)
-            if prepared.reference:
-                measure_similarity(images, painting, prepared.reference)
+            check_images(tools.image_check, painting)
+            images = deliver(job, prepared, painting, lease, tools)
         except Exception as error:
             end_failed(lease, error, tools.queue)
             if isinstance(error, OutOfMemory) and tools.enhancer:
@@ -121,7 +118,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
             raise
         warnings.append({"code": "reference_dropped", "message": f"Painted from the prompt alone. {error.user_message}"})
         log.warning("reference_dropped", reason=str(error))
-    if reference and tools.image_check:
+    if reference:
         check_images(tools.image_check, [reference])
     copies = reference is not None and job.exact_copy_mode
     if tools.enhancer and job.enhance_prompt and job.prompt.strip() and not copies:
@@ -181,9 +178,9 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
     }
 
 
-def deliver(job: Job, plan: Plan, painting: Sequence[Image.Image], lease: Lease, tools: Tools) -> list[dict[str, Any]]:
+def deliver(job: Job, prepared: Prepared, painting: Sequence[Image.Image], lease: Lease, tools: Tools) -> list[dict[str, Any]]:
     """Uploads the images and their thumbnails; returns the rows of `job_images`, which only `finish_job` makes visible."""
-    bucket, rows, engine = bucket_of(job), [], tools.engine
+    bucket, rows, engine, plan, reference = bucket_of(job), [], tools.engine, prepared.plan, prepared.reference
     for index, (image, seed) in enumerate(zip(painting, plan.seeds, strict=True)):
         words = describe(plan, index, model=engine.model, model_hash=engine.model_hash, version=__version__)
         picture = encode(image, job.output_format, None if job.metadata.private_metadata else words)
@@ -204,14 +201,10 @@ def deliver(job: Job, plan: Plan, painting: Sequence[Image.Image], lease: Lease,
                 "mime_type": picture.mime_type,
                 "bytes": len(picture.content),
                 "sha256": picture.sha256,
+                "similarity_score": round(similarity(image, reference), 4) if reference else None,
             }
         )
     return rows
-
-
-def measure_similarity(rows: list[dict[str, Any]], painting: Sequence[Image.Image], reference: Image.Image) -> None:
-    for row, image in zip(rows, painting, strict=True):
-        row["similarity_score"] = round(similarity(image, reference), 4)
 
 
 def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, Any]], settings: Settings) -> list[str]:
@@ -219,7 +212,8 @@ def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, A
     events = []
     if metrics["generation_time"] > settings.slow_generation_seconds:
         events.append("slow_generation")
-    if any(image.get("similarity_score", 1) < settings.low_similarity for image in images):
+    scores = [image["similarity_score"] for image in images if image["similarity_score"] is not None]
+    if scores and min(scores) < settings.low_similarity:
         events.append("low_i2i_similarity")
     for event in events:
         log.warning(event, generation_time=metrics["generation_time"], i2i_mode=metrics["i2i_mode"])

@@ -6,9 +6,9 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.job import JobType
@@ -22,8 +22,8 @@ def _worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def _one_of(*names: str) -> Any:
-    return Field(validation_alias=AliasChoices(*names))
+# What a variable was called before; still read.
+OLDER_NAMES = {"supabase_service_role_key": "SUPABASE_SERVICE_KEY"}
 
 
 class Settings(BaseModel):
@@ -32,7 +32,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True, hide_input_in_errors=True)
 
     supabase_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
-    supabase_service_role_key: Annotated[SecretStr, _one_of("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SERVICE_KEY")]
+    supabase_service_role_key: SecretStr
 
     worker_id: Annotated[str, Field(default_factory=_worker_id, min_length=1, max_length=200)]
     target_worker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sdxl"
@@ -98,13 +98,10 @@ class Settings(BaseModel):
         Raises SettingsInvalid that lists every mistake by the variable's name, without the values.
         """
         given = {}
-        for name, field in cls.model_fields.items():
-            alias = field.validation_alias
-            names = [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name.upper()]
-            key = names[0] if isinstance(alias, AliasChoices) else name
-            value = next((environ[n] for n in names if environ.get(n, "").strip()), None)
-            if value is not None:
-                given[key] = value
+        for name in cls.model_fields:
+            value = environ.get(name.upper(), "").strip() or environ.get(OLDER_NAMES.get(name, ""), "").strip()
+            if value:
+                given[name] = value
         try:
             return cls.model_validate(given)
         except ValidationError as error:

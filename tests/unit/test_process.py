@@ -1,5 +1,6 @@
 """The owner's quality events, and how each error ends its job."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -23,9 +24,11 @@ SETTINGS = Settings.from_env({"SUPABASE_URL": "http://127.0.0.1:9", "SUPABASE_SE
         (11.0, [0.1], ["slow_generation", "low_i2i_similarity"]),
     ],
 )
-def test_quality_events_have_the_owners_names_and_thresholds(seconds: float, similarities: list[float], events: list[str]) -> None:
+def test_quality_events_have_the_owners_names_and_thresholds(
+    seconds: float, similarities: Sequence[float | None], events: list[str]
+) -> None:
     metrics = {"generation_time": seconds, "i2i_mode": "modify"}
-    images = [{"similarity_score": similarity} for similarity in similarities] or [{}]
+    images = [{"similarity_score": similarity} for similarity in similarities or (None,)]
     assert monitor_generation_quality(metrics, images, SETTINGS) == events
 
 

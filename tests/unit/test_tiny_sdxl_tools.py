@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ourvidz_sdxl.similarity import similarity
 from tools.tiny_sdxl.captions import caption
 from tools.tiny_sdxl.evaluate import count
-from tools.tiny_sdxl.judge import look, nearest_colour, ssim
+from tools.tiny_sdxl.judge import look, nearest_colour
 from tools.tiny_sdxl.learning import Budget, Learner
 from tools.tiny_sdxl.pool import SIZES, Block, describe, fill_shelves, from_bytes, picture, plan_blocks
 from tools.tiny_sdxl.raster import coverage, free_scenes
@@ -138,9 +139,9 @@ class TestJudge:
 
     def test_similarity(self) -> None:
         image = draw(RED_CIRCLE)
-        assert ssim(image, image) == pytest.approx(1.0)
-        assert 0.3 < ssim(image, noisy(image, 10)) < 0.95
-        assert ssim(image, draw(scenes(1)[0])) < 0.95
+        assert similarity(image, image) == pytest.approx(1.0)
+        assert 0.3 < similarity(image, noisy(image, 10)) < 0.95
+        assert similarity(image, draw(scenes(1)[0])) < 0.95
 
 
 class TestCaptions:

@@ -95,20 +95,3 @@ def to_lab(rgb: Pixels) -> Pixels:
     xyz = linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
-
-
-def ssim(a: Image.Image, b: Image.Image) -> float:
-    """Mean structural similarity of two RGB pictures of one size, 1 for equal ones.
-
-    Wang et al. 2004, with a uniform window of 7 × 7 as in scikit-image's default.
-    """
-    x, y = (np.asarray(picture.convert("RGB"), dtype=np.float64) for picture in (a, b))
-    mx, my = _window_mean(x), _window_mean(y)
-    vx, vy, vxy = _window_mean(x * x) - mx * mx, _window_mean(y * y) - my * my, _window_mean(x * y) - mx * my
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    return float(np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))))
-
-
-def _window_mean(x: Pixels) -> Pixels:
-    windows = np.lib.stride_tricks.sliding_window_view(x, (7, 7), axis=(0, 1))
-    return np.asarray(windows.mean(axis=(-1, -2)))
