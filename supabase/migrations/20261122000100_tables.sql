@@ -36,6 +36,8 @@ create table public.jobs (
   error_message        text,
   attempts             smallint not null default 0,
   max_attempts         smallint not null default 3,
+  claims               integer not null default 0,
+  crashes              smallint not null default 0,
   cancel_requested_at  timestamptz,
   created_at           timestamptz not null default now(),
   started_at           timestamptz,
@@ -111,9 +113,10 @@ create table public.jobs (
 create index jobs_claim_idx on public.jobs (target_worker, priority, fair_key, id) where status = 'queued';
 create index jobs_active_idx on public.jobs (user_id, target_worker, fair_key) where status in ('queued', 'processing');
 create index jobs_processing_idx on public.jobs (target_worker, id) where status = 'processing';
+create index jobs_lease_token_idx on public.jobs (lease_token) where status = 'processing';
 create index jobs_user_idx on public.jobs (user_id, created_at desc);
-create unique index jobs_idempotency_key_is_unique_per_user on public.jobs (user_id, idempotency_key)
-  where idempotency_key is not null;
+-- not partial, so that on_conflict=user_id,idempotency_key of the REST API finds it
+create unique index jobs_idempotency_key_is_unique_per_user on public.jobs (user_id, idempotency_key);
 
 create table public.job_images (
   job_id           uuid not null references public.jobs (id) on delete cascade,
@@ -159,7 +162,8 @@ create table public.workers (
   vram_mb       integer,
   model         text,
   version       text not null,
-  state         text not null constraint worker_state_is_known check (state in ('starting', 'ready', 'draining', 'stopped')),
+  state         text not null constraint worker_state_is_known check (state in ('starting', 'ready', 'draining', 'stopped', 'failed')),
+  error         text,
   started_at    timestamptz not null default now(),
   last_seen_at  timestamptz not null default now()
 );
@@ -180,6 +184,19 @@ comment on column public.jobs.scheduler is 'The sampler; absent means the checkp
 comment on column public.jobs.metadata is 'Free for the frontend. The worker reads "fit" (cover | contain) and "private_metadata" (true keeps all words out of the files).';
 comment on column public.jobs.fallback_to_text is 'Paint from the prompt alone when the reference cannot be used; warnings then say so.';
 comment on column public.jobs.warnings is 'What went otherwise than asked for: [{"code", "message"}].';
+comment on column public.jobs.attempts is 'Attempts that count: grows with each claim; what a worker gives back unfinished is not counted.';
+comment on column public.jobs.claims is 'How often the job was claimed, ever. Part of every object''s name, so that no two leases write to one object.';
+comment on column public.jobs.crashes is 'Workers in a row that died while painting this job; the second one fails it as poison_job.';
+comment on column public.workers.error is 'Why the worker failed, as "code: message".';
 comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
 comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';
 comment on column public.jobs.lease_token is 'Chosen by the worker for each claim; every write of the worker must carry it.';
+
+-- Where the sweep for orphaned objects goes on; one row. See sweep_orphans.
+create table private.sweep (
+  only_row boolean primary key default true check (only_row),
+  bucket   text not null default '',
+  path     text not null default '',
+  next_at  timestamptz not null default now()
+);
+insert into private.sweep default values;

@@ -45,9 +45,10 @@ declare
   v_more boolean;
 begin
   perform public.reap_jobs(p_target, greatest(p_limit, 10));
-  select jsonb_agg(to_jsonb(j) order by j.priority, j.fair_key, j.id) into v_jobs
-    from public.jobs j
-   where j.status = 'processing' and j.target_worker = p_target and j.lease_token = p_token;   -- the same call made again
+  with again as (   -- the same call made again: its reply was lost
+    update public.jobs j set lease_expires_at = now() + make_interval(secs => p_lease_seconds)
+     where j.status = 'processing' and j.target_worker = p_target and j.lease_token = p_token returning j.*)
+  select jsonb_agg(to_jsonb(a) order by a.priority, a.fair_key, a.id) into v_jobs from again a;
   if v_jobs is null then
     with next as materialized (
       select j.id from public.jobs j
@@ -55,7 +56,7 @@ begin
        order by j.priority, j.fair_key, j.id limit p_limit for no key update skip locked),
     claimed as (
       update public.jobs j
-         set status = 'processing', progress = 0, attempts = j.attempts + 1, started_at = now(), error_code = null, error_message = null,
+         set status = 'processing', progress = 0, attempts = j.attempts + 1, claims = j.claims + 1, started_at = now(), error_code = null, error_message = null,
              lease_token = p_token, leased_by = p_worker, lease_expires_at = now() + make_interval(secs => p_lease_seconds)
        where j.id = any (array (select next.id from next)) returning j.*)
     select jsonb_agg(to_jsonb(c) order by c.priority, c.fair_key, c.id) into v_jobs from claimed c;
@@ -95,7 +96,8 @@ end $$;
 
 -- Ends a job, or gives it back. Outcomes: completed (p_images holds one object for each image, with the columns of job_images) |
 -- failed | retry (queued again after a pause, or failed when attempts are used up) | cancelled | released (the worker shuts down:
--- queued again at once, the attempt is given back). p_error is {"code", "message"}, p_warnings an array of the same.
+-- queued again at once, the attempt is given back) | crashed (the worker or its GPU died while painting this job: as released, but
+-- the second time in a row the job is failed as poison_job). p_error is {"code", "message"}, p_warnings an array of the same.
 -- Returns ok | already (this call was made before) | lost (the lease is no longer the caller's; nothing was written).
 create function public.finish_job(
   p_id uuid, p_token uuid, p_outcome text, p_images jsonb default '[]', p_error jsonb default null, p_metrics jsonb default null,
@@ -105,9 +107,11 @@ language plpgsql volatile set search_path = '' as $$
 declare
   v_job public.jobs;
   v_status text;
+  v_poison boolean;
 begin
-  if p_outcome is null or p_outcome not in ('completed', 'failed', 'retry', 'cancelled', 'released') then
-    raise exception 'unknown outcome %', p_outcome using errcode = 'PT400', hint = 'completed, failed, retry, cancelled or released';
+  if p_outcome is null or p_outcome not in ('completed', 'failed', 'retry', 'cancelled', 'released', 'crashed') then
+    raise exception 'unknown outcome %', p_outcome
+      using errcode = 'PT400', hint = 'completed, failed, retry, cancelled, released or crashed';
   end if;
   select * into v_job from public.jobs where id = p_id for no key update;
   if not found or v_job.lease_token is distinct from p_token then
@@ -116,14 +120,15 @@ begin
   if v_job.lease_expires_at is null then   -- the lease ended under this token: by this very call, or by the reaper
     return case when v_job.error_code is distinct from 'lease_expired'
                  and (v_job.status = p_outcome
-                      or (p_outcome in ('retry', 'released') and v_job.status in ('queued', 'cancelled'))
-                      or (p_outcome = 'retry' and v_job.status = 'failed'))
+                      or (p_outcome in ('retry', 'released', 'crashed') and v_job.status in ('queued', 'cancelled'))
+                      or (p_outcome in ('retry', 'crashed') and v_job.status = 'failed'))
                 then 'already' else 'lost' end;
   end if;
+  v_poison := p_outcome = 'crashed' and v_job.crashes >= 1 and v_job.cancel_requested_at is null;
   v_status := case
     when p_outcome in ('completed', 'failed', 'cancelled') then p_outcome
     when v_job.cancel_requested_at is not null then 'cancelled'
-    when p_outcome = 'retry' and v_job.attempts >= v_job.max_attempts then 'failed'
+    when v_poison or (p_outcome = 'retry' and v_job.attempts >= v_job.max_attempts) then 'failed'
     else 'queued' end;
   if v_status = 'completed' then
     if jsonb_array_length(p_images) <> v_job.batch_size then
@@ -139,40 +144,78 @@ begin
          progress = case v_status when 'completed' then 100 when 'queued' then 0 else j.progress end,
          completed_at = case when v_status <> 'queued' then now() end,
          lease_expires_at = null,
-         error_code = case when v_status <> 'completed' then p_error ->> 'code' end,
-         error_message = case when v_status <> 'completed' then p_error ->> 'message' end,
+         error_code = case when v_poison then 'poison_job' when v_status <> 'completed' then p_error ->> 'code' end,
+         error_message = case when v_poison then 'This job stopped two workers in a row.'
+                              when v_status <> 'completed' then p_error ->> 'message' end,
          metrics = coalesce(p_metrics, j.metrics),
          warnings = p_warnings,
          enhanced_prompt = coalesce(p_enhanced_prompt, j.enhanced_prompt),
-         attempts = case when p_outcome = 'released' then j.attempts - 1 else j.attempts end,
+         attempts = case when p_outcome in ('released', 'crashed') and not v_poison then j.attempts - 1 else j.attempts end,
+         crashes = case p_outcome when 'crashed' then j.crashes + 1 when 'released' then j.crashes else 0 end,
          run_at = case when p_outcome = 'retry' then now() + private.backoff(j.attempts) else j.run_at end
    where j.id = p_id;
   return 'ok';
 end $$;
 
--- Says that a worker lives: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version"}.
+-- Looks through the next p_limit output objects for orphans: those that no job published, of jobs that can no longer publish them.
+-- Returns their buckets and paths, for the worker to remove through Storage. The whole fleet shares one place to go on from, so the
+-- cost does not grow with the number of objects; a call within p_pause_seconds of the last one returns nothing.
+-- Names that are not of the worker's making (<user id>/<job id>/<claim>-<index>…) are left alone.
+create function public.sweep_orphans(p_limit integer default 1000, p_pause_seconds real default 15)
+returns table (bucket text, path text)
+language plpgsql volatile set search_path = '' as $$
+#variable_conflict use_column
+declare
+  v_from private.sweep;
+  v_buckets text[];
+  v_paths text[];
+  v_seen integer;
+begin
+  select * into v_from from private.sweep s where s.next_at <= now() for update skip locked;
+  if not found then
+    return;
+  end if;
+  select array_agg(o.bucket_id order by o.bucket_id, o.name), array_agg(o.name order by o.bucket_id, o.name), count(*)
+    into v_buckets, v_paths, v_seen
+    from (select o.bucket_id, o.name from storage.objects o
+           where o.bucket_id in ('sdxl_image_fast', 'sdxl_image_high') and (o.bucket_id, o.name) > (v_from.bucket, v_from.path)
+           order by o.bucket_id, o.name limit p_limit) o;
+  update private.sweep s
+     set bucket = case when v_seen < p_limit then '' else v_buckets[v_seen] end,
+         path = case when v_seen < p_limit then '' else v_paths[v_seen] end,
+         next_at = now() + make_interval(secs => p_pause_seconds);
+  return query
+  select o.bucket, o.path
+    from unnest(v_buckets, v_paths) o (bucket, path)
+   where o.path ~ '^[0-9a-f-]{36}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[0-9]+-[0-9]\.'
+     and not exists (select from public.job_images i where i.bucket = o.bucket and (i.path = o.path or i.thumbnail_path = o.path))
+     and not exists (select from public.jobs j where j.id = split_part(o.path, '/', 2)::uuid and j.completed_at is null);
+end $$;
+
+-- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version", "error"}.
 create function public.report_worker(p_worker text, p_state text, p_facts jsonb) returns void
 language sql volatile set search_path = '' as $$
-  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state)
+  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state, error)
   values (p_worker, p_facts ->> 'target_worker', p_facts ->> 'host', p_facts ->> 'gpu', (p_facts ->> 'vram_mb')::integer,
-          p_facts ->> 'model', p_facts ->> 'version', p_state)
+          p_facts ->> 'model', p_facts ->> 'version', p_state, p_facts ->> 'error')
   on conflict (id) do update
     set target_worker = excluded.target_worker, host = excluded.host, gpu = excluded.gpu, vram_mb = excluded.vram_mb,
-        model = excluded.model, version = excluded.version, state = excluded.state, last_seen_at = now()
+        model = excluded.model, version = excluded.version, state = excluded.state, error = excluded.error, last_seen_at = now()
 $$;
 
 revoke execute on all functions in schema private from public;
 revoke execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
   public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
-  public.report_worker(text, text, jsonb)
+  public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real)
   from public, anon, authenticated;
 grant execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
   public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
-  public.report_worker(text, text, jsonb)
+  public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real)
   to service_role;
 grant usage on schema private to service_role;
+grant select, update on private.sweep to service_role;
 grant execute on function private.backoff(integer, real, real) to service_role;
 
 -- Dead leases are reaped by every claim; where pg_cron is installed, also when no worker lives.

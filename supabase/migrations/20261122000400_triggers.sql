@@ -1,8 +1,9 @@
 -- What happens by itself when a job's row is written: its place in the queue, its history, and the word that goes out through Realtime.
 -- Trigger functions run as their owner, since realtime.send() works with its caller's rights; none can be called through the API.
 
--- Place in the queue. Start-time fair queueing: a job starts, in virtual time, where the head of the queue is now or where the same
--- user's last active job ends, whichever is later. So a user's flood delays the flood, not the next user's single job.
+-- Place in the queue. Start-time fair queueing (Goyal, Vin and Cheng, 1996): a job starts, in virtual time, where the head of the queue
+-- is now (or, with nobody waiting, the job last begun) or where the same user's last active job ends, whichever is later. So a user's flood delays the flood, not the next user's single job. Each priority
+-- has a queue of its own. A user's inserts go one after the other: side by side, they would not see each other's cost, nor the quota.
 create function private.jobs_before_insert() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -10,7 +11,8 @@ declare
   v_own_end double precision;
   v_head double precision;
 begin
-  select count(*), max(j.fair_key + j.cost) into v_active, v_own_end
+  perform pg_advisory_xact_lock(hashtextextended('jobs of ' || new.user_id, 0));
+  select count(*), max(j.fair_key + j.cost) filter (where j.priority = new.priority) into v_active, v_own_end
     from public.jobs j
    where j.user_id = new.user_id and j.target_worker = new.target_worker and j.status in ('queued', 'processing');
   if v_active >= 200 then
@@ -18,8 +20,13 @@ begin
   end if;
   select j.fair_key into v_head
     from public.jobs j
-   where j.target_worker = new.target_worker and j.status = 'queued'
-   order by j.priority, j.fair_key, j.id limit 1;
+   where j.target_worker = new.target_worker and j.status = 'queued' and j.priority = new.priority and j.run_at <= now()
+   order by j.fair_key, j.id limit 1;
+  if v_head is null then
+    select max(j.fair_key) into v_head
+      from public.jobs j
+     where j.target_worker = new.target_worker and j.status = 'processing' and j.priority = new.priority;
+  end if;
   new.cost := greatest(0.01, new.batch_size * coalesce(new.steps, case new.job_type when 'sdxl_image_fast' then 15 else 25 end) / 25.0
                              * coalesce(new.width::bigint * new.height, 1048576) / 1048576.0);
   new.fair_key := greatest(coalesce(v_head, 0), coalesce(v_own_end, 0));
@@ -59,12 +66,13 @@ exception when others then
 end $$;
 
 -- One wake a statement and target, however many rows it inserts. A hint only: the worker's timer gets every job done without it.
+-- A delayed job wakes, too: the empty claim that follows tells the worker when to come back.
 create function private.jobs_wake() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
   v_target text;
 begin
-  for v_target in select distinct n.target_worker from new_rows n where n.status = 'queued' and n.run_at <= now() loop
+  for v_target in select distinct n.target_worker from new_rows n where n.status = 'queued' loop
     perform private.send('{}', 'wake', 'worker:' || v_target);
   end loop;
   return null;
