@@ -50,7 +50,7 @@ def main() -> None:
 
     reference = Image.effect_mandelbrot((engine.native_size, engine.native_size), (-2, -1.5, 1, 1.5), 100).convert("RGB")
     for name, columns in JOBS.items():
-        row = {"id": uuid4(), "user_id": uuid4(), "attempts": 1, "job_type": "sdxl_image_high", "prompt": "a cat", "seed": 1}
+        row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat", "seed": 1}
         size = reference.size if "reference_image_path" in columns else None
         plan = make_plan(Job.from_row(row | columns), native_size=engine.native_size, random_seed=0, reference_size=size)
         seconds = []
@@ -67,7 +67,7 @@ def main() -> None:
 
 def alone_against_a_batch(engine: Engine) -> list[dict[str, Any]]:
     """How far the images of a batch of 6 are from the same seeds painted alone: the batch size may change the order of sums."""
-    row = {"id": uuid4(), "user_id": uuid4(), "attempts": 1, "job_type": "sdxl_image_high", "prompt": "a cat"}
+    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat"}
     paintings = []
     for columns in ({"seed": 1, "batch_size": 6}, *({"seed": 1 + index} for index in range(6))):
         plan = make_plan(Job.from_row(row | columns), native_size=engine.native_size, random_seed=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from dotenv import load_dotenv
 
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid
-from ourvidz_sdxl.loop import ExitCode
+from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.telemetry import set_up_logging
 
@@ -27,10 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="worker.py", description="Paints rows of a Supabase jobs table with SDXL.")
-    parser.set_defaults(command=_run)
+    parser.set_defaults(command=_run, unsupervised=False)
     commands = parser.add_subparsers(title="commands")
 
-    commands.add_parser("run", help="claim and paint jobs until SIGTERM (the default)").set_defaults(command=_run)
+    run = commands.add_parser("run", help="claim and paint jobs until SIGTERM, with a process for each GPU (the default)")
+    run.add_argument("--unsupervised", action="store_true", help="one process alone, which nobody starts again")
+    run.set_defaults(command=_run)
     commands.add_parser("doctor", help="check the settings, Supabase and the model").set_defaults(command=_doctor)
 
     demo = commands.add_parser("demo", help="embedded Supabase + this worker + a first job")
@@ -54,11 +56,15 @@ def _settings() -> Settings:
     return settings
 
 
-def _run(_: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    settings = _settings()
+    if not options.unsupervised:
+        from ourvidz_sdxl.supervisor import supervise
+
+        return supervise(settings, [sys.executable, sys.argv[0], "run", "--unsupervised"])
     from ourvidz_sdxl.engine import load_engine
     from ourvidz_sdxl.loop import run_worker
 
-    settings = _settings()
     return run_worker(settings, lambda: load_engine(settings.model_path))
 
 

@@ -9,14 +9,17 @@ WorkerError
 ├── ModelMissing         model_missing        no model file at MODEL_PATH
 ├── ModelInvalid         model_invalid        the file there is not a usable SDXL
 ├── BlankImage           blank_image          what came out is black or not a number, in fp32 too
-├── OutOfMemory          out_of_memory        the GPU has no room left for this job       (retryable)
+├── OutOfMemory          out_of_memory        the GPU has no room for this job, in small pieces neither
 ├── GpuUnusable          gpu_unusable         the GPU is in a state only a new process can leave (retryable)
+├── WorkerDied           worker_died          the process ended or was ended while it painted    (retryable)
 ├── UploadFailed         upload_failed        Storage did not take the images             (retryable)
 ├── SupabaseUnavailable  supabase_unavailable REST did not answer                         (retryable)
+├── SupabaseRefused      supabase_refused     REST answered no: a right, a function or a constraint
 ├── JobCancelled         cancelled            its user asked to stop
 ├── LeaseLost            lease_lost           the job belongs to another worker now
 └── Released             released             this worker shuts down and gives the job back
 
+Two codes are the database's own: lease_expired (the worker stopped answering) and poison_job (two workers in a row died of it).
 Anything else is `unknown_error`: logged whole for the operator, named "Unknown error occurred" to the user.
 """
 
@@ -91,12 +94,18 @@ class BlankImage(WorkerError):
 
 class OutOfMemory(WorkerError):
     code = "out_of_memory"
-    user_message = "The GPU ran out of memory for this job."
+    retryable = False
+    user_message = "The GPU has too little memory for this job; a smaller size may work."
 
 
 class GpuUnusable(WorkerError):
     code = "gpu_unusable"
     user_message = "The GPU failed and is being restarted."
+
+
+class WorkerDied(WorkerError):
+    code = "worker_died"
+    user_message = "The worker died and is being restarted."
 
 
 class UploadFailed(WorkerError):
@@ -107,6 +116,12 @@ class UploadFailed(WorkerError):
 class SupabaseUnavailable(WorkerError):
     code = "supabase_unavailable"
     user_message = "The database did not answer."
+
+
+class SupabaseRefused(WorkerError):
+    code = "supabase_refused"
+    retryable = False
+    user_message = "The database did not accept the result."
 
 
 class JobCancelled(WorkerError):

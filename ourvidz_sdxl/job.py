@@ -60,7 +60,7 @@ class Job(BaseModel):
     id: UUID
     user_id: UUID
     job_type: JobType
-    attempts: Annotated[int, Field(ge=1)]
+    claims: Annotated[int, Field(ge=1)]
     prompt: Annotated[str, Field(max_length=4000, repr=False)] = ""
     negative_prompt: Annotated[str, Field(max_length=4000, repr=False)] = ""
     negative_preset: Annotated[str, Field(repr=False)] = ""

@@ -1,6 +1,7 @@
-"""The worker at run time: claims, keeps leases alive, drains on SIGTERM.
+"""The worker at run time: loads the model, claims, drains on SIGTERM.
 
-Threads: this loop claims; one thread a job runs `process`; one beats for every lease; `wakeup` and `progress` have their own.
+Threads: this loop claims; one thread a job runs `process`, with one for its heartbeat; one keeps house; `wakeup`, `progress` and
+`lifeline` have their own.
 """
 
 from __future__ import annotations
@@ -12,16 +13,30 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from enum import IntEnum
+from typing import Any
 from uuid import UUID
 
 import structlog
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from ourvidz_sdxl import __version__
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
-from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released, SupabaseUnavailable
+from ourvidz_sdxl.errors import (
+    GpuUnusable,
+    JobCancelled,
+    ModelInvalid,
+    ModelMissing,
+    Released,
+    SupabaseRefused,
+    SupabaseUnavailable,
+    UploadFailed,
+    WorkerError,
+)
+from ourvidz_sdxl.exit_code import ExitCode
+from ourvidz_sdxl.gpu import Gpu
+from ourvidz_sdxl.lifeline import Lifeline, Sign, pipe_from_environment
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Queue
@@ -33,12 +48,6 @@ from ourvidz_sdxl.wakeup import Wakeup
 log = structlog.get_logger()
 
 
-class ExitCode(IntEnum):
-    DRAINED = 0
-    SETTINGS = 1
-    GPU_UNUSABLE = 70  # EX_SOFTWARE: the supervisor starts a new process
-
-
 class Worker:
     """One process, one engine. `run` returns the exit code once stopped by `stop` (which signals call)."""
 
@@ -48,40 +57,37 @@ class Worker:
         self._queue = Queue(client, settings)
         self._progress = Progress(settings)
         self._wakeup = Wakeup(settings, self._on_cancel)
+        self._storage = Storage(client, patience_seconds=settings.lease_seconds / 2)
+        self._gpu = Gpu()
         self._tools = Tools(
             engine=engine,
-            gpu=threading.Lock(),
+            gpu=self._gpu,
             queue=self._queue,
-            storage=Storage(client, patience_seconds=settings.lease_seconds / 2),
+            storage=self._storage,
             progress=self._progress,
             settings=settings,
             enhancer=enhancer,
             image_check=image_check,
         )
-        self._facts = {
-            "target_worker": settings.target_worker,
-            "host": platform.node(),
-            "gpu": engine.gpu,
-            "vram_mb": engine.vram_mb,
-            "model": engine.model,
-            "version": __version__,
-        }
+        self._facts = about(settings) | {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model}
+        self._lifeline = Lifeline(self._sign, self.stop, pipe_from_environment())
         self._leases: dict[UUID, Lease] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._gpu_unusable = threading.Event()
 
     def run(self) -> ExitCode:
-        with self._progress, self._wakeup:
-            self._report("ready")
-            beats = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
-            beats.start()
+        with self._progress, self._wakeup, self._lifeline:
+            self._lifeline.tell()
+            threading.Thread(target=self._keep_house, name="house", daemon=True).start()
             log.info("worker_ready", worker_id=self._settings.worker_id, **self._facts)
             while not self._stopping.is_set():
                 self._wakeup.wait(self._claim_what_fits())
             self._drain()
+        if self._gpu_unusable.is_set():
+            return ExitCode.BROKEN
         self._report("stopped")
-        return ExitCode.GPU_UNUSABLE if self._gpu_unusable.is_set() else ExitCode.DRAINED
+        return ExitCode.DRAINED
 
     def stop(self) -> None:
         self._stopping.set()
@@ -95,13 +101,14 @@ class Worker:
                     return None
             try:
                 claimed, next_in_seconds = self._queue.claim()
-            except SupabaseUnavailable as error:
+            except (SupabaseUnavailable, SupabaseRefused) as error:
                 log.warning("claim_failed", reason=str(error))
                 return self._settings.poll_interval_seconds
             if claimed is None:
                 return next_in_seconds
             with self._lock:
                 self._leases[claimed.lease.job_id] = claimed.lease
+            self._lifeline.tell()
             threading.Thread(target=self._do, args=(claimed,), name=f"job-{claimed.lease.job_id}", daemon=True).start()
         return None
 
@@ -114,6 +121,7 @@ class Worker:
         finally:
             with self._lock:
                 self._leases.pop(claimed.lease.job_id, None)
+            self._lifeline.tell()
             self._wakeup.wake()
 
     def _on_cancel(self, job_id: UUID) -> None:
@@ -126,21 +134,29 @@ class Worker:
         with self._lock:
             return list(self._leases.values())
 
-    def _beat_for_ever(self) -> None:
+    def _sign(self) -> Sign:
+        painting = self._gpu.painting
+        return Sign(
+            held={str(lease.job_id): str(lease.token) for lease in self._held()},
+            painting=str(painting) if painting else None,
+            steps=self._gpu.steps,
+            facts=self._facts,
+        )
+
+    def _keep_house(self) -> None:
+        """Says that this worker lives, and removes what no job will publish."""
         while True:
-            time.sleep(self._settings.heartbeat_seconds)
-            for lease in self._held():
-                try:
-                    self._queue.heartbeat(lease)
-                except SupabaseUnavailable as error:
-                    log.warning("heartbeat_failed", job_id=str(lease.job_id), reason=str(error))
             self._report("draining" if self._stopping.is_set() else "ready")
+            try:
+                for bucket, paths in self._queue.sweep_orphans().items():
+                    self._storage.remove(bucket, paths)
+                    log.info("orphans_removed", bucket=bucket, objects=len(paths))
+            except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
+                log.warning("sweep_failed", reason=str(error))
+            time.sleep(self._settings.heartbeat_seconds)
 
     def _report(self, state: str) -> None:
-        try:
-            self._queue.report_worker(state, self._facts)
-        except SupabaseUnavailable as error:
-            log.warning("report_failed", reason=str(error))
+        report(self._queue, state, self._facts)
 
     def _drain(self) -> None:
         """Lets the held jobs end within the grace; gives the rest back, uncharged."""
@@ -179,8 +195,47 @@ def make_enhancer(settings: Settings) -> Enhancer | None:
     return None
 
 
+def about(settings: Settings) -> dict[str, Any]:
+    return {"target_worker": settings.target_worker, "host": platform.node(), "version": __version__}
+
+
+def report(queue: Queue, state: str, facts: dict[str, Any]) -> None:
+    try:
+        queue.report_worker(state, facts)
+    except (SupabaseUnavailable, SupabaseRefused) as error:
+        log.warning("report_failed", reason=str(error))
+
+
+def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
+    """Loads it, and once more after a pause where that failed: a volume may still be coming, or a download going on.
+
+    Raises ModelMissing or ModelInvalid the second time, and GpuUnusable or OutOfMemory at once; `public.workers` then says so too.
+    """
+    queue = Queue(connect(settings), settings)
+    # aside: a Supabase that is slow to answer must not hold up the model
+    threading.Thread(target=report, args=(queue, "starting", about(settings)), daemon=True).start()
+    started = time.monotonic()
+    log.info("model_loading")
+    retrying = Retrying(
+        retry=retry_if_exception_type((ModelMissing, ModelInvalid)),
+        wait=wait_fixed(settings.model_retry_seconds),
+        stop=stop_after_attempt(2),
+        before_sleep=lambda state: log.warning("model_not_loaded", reason=str(state.outcome and state.outcome.exception())),
+        reraise=True,
+    )
+    try:
+        engine = retrying(load)
+    except WorkerError as error:
+        report(queue, "failed", about(settings) | {"error": f"{error.code}: {error}"})
+        raise
+    log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
+    return engine
+
+
 def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
     """Loads the model once, then works until SIGTERM or SIGINT. A second signal ends the process at once.
+
+    Raises SettingsInvalid, ModelMissing or ModelInvalid, which only the operator can mend.
 
     Signals come to a thread through a socket: what a handler does runs inside whatever lock the main thread happens to hold.
     """
@@ -201,10 +256,12 @@ def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
     # before the slow load, so that what is set wrong is told at once
     enhancer = make_enhancer(settings)
     image_check = load_image_check(settings.image_check) if settings.image_check else None
-    log.info("model_loading")
-    started = time.monotonic()
-    engine = load()
-    log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
-    worker = Worker(settings, engine, enhancer, image_check)
-    stop = worker.stop
-    return worker.run()
+    try:
+        worker = Worker(settings, load_model(settings, load), enhancer, image_check)
+        stop = worker.stop
+        return worker.run()
+    except (ModelMissing, ModelInvalid):
+        raise
+    except Exception as error:
+        log.error("worker_broke", exc_info=error)  # nobody foresaw it; only a new process may do better
+        return ExitCode.BROKEN

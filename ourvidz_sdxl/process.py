@@ -7,7 +7,6 @@ with the painting of the other jobs.
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +27,13 @@ from ourvidz_sdxl.errors import (
     OutOfMemory,
     ReferenceInvalid,
     Released,
+    SupabaseRefused,
     SupabaseUnavailable,
     WorkerError,
 )
 from ourvidz_sdxl.fetch import fetch_reference
+from ourvidz_sdxl.gpu import Gpu
+from ourvidz_sdxl.heartbeat import heartbeat
 from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.plan import Plan, make_plan
 from ourvidz_sdxl.progress import Progress
@@ -50,7 +52,7 @@ class Tools:
     """What jobs are done with, shared by all of them."""
 
     engine: Engine
-    gpu: threading.Lock
+    gpu: Gpu
     queue: Queue
     storage: Storage
     progress: Progress
@@ -76,30 +78,30 @@ def process(claimed: Claimed, tools: Tools) -> None:
     with structlog.contextvars.bound_contextvars(job_id=str(lease.job_id), attempt=claimed.row.get("attempts")):
         log.info("job_claimed", worker_id=tools.settings.worker_id)
         started = time.monotonic()
-        try:
-            job = Job.from_row(claimed.row)
-            prepared = prepare(job, tools)
-            painting, metrics = paint(job, prepared, lease, tools)
-            check_images(tools.image_check, painting)
-            images = deliver(job, prepared, painting, lease, tools)
-        except Exception as error:
-            end_failed(lease, error, tools.queue)
-            if isinstance(error, OutOfMemory) and tools.enhancer:
-                tools.enhancer.unload()  # a language model in this process is the first to make room
-            if isinstance(error, GpuUnusable):
-                raise
-        else:
-            metrics["quality_events"] = monitor_generation_quality(metrics, images, tools.settings)
-            if finish(
-                tools.queue,
-                lease,
-                Outcome.COMPLETED,
-                images=images,
-                metrics=metrics,
-                warnings=prepared.warnings,
-                enhanced_prompt=prepared.enhanced_prompt,
-            ):
-                log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
+        with heartbeat(lease, tools.queue, every_seconds=tools.settings.heartbeat_seconds):
+            try:
+                job = Job.from_row(claimed.row)
+                prepared = prepare(job, tools)
+                painting, metrics = paint(job, prepared, lease, tools)
+                check_images(tools.image_check, painting)
+                images = deliver(job, prepared, painting, lease, tools)
+                metrics["quality_events"] = monitor_generation_quality(metrics, images, tools.settings)
+                finished = finish(
+                    tools.queue,
+                    lease,
+                    Outcome.COMPLETED,
+                    images=images,
+                    metrics=metrics,
+                    warnings=prepared.warnings,
+                    enhanced_prompt=prepared.enhanced_prompt,
+                )
+            except Exception as error:
+                end_failed(lease, error, tools.queue)
+                if isinstance(error, GpuUnusable):
+                    raise
+            else:
+                if finished:
+                    log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
 
 
 def prepare(job: Job, tools: Tools) -> Prepared:
@@ -153,14 +155,23 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
     plan = prepared.plan
 
     def on_step(done: int, total: int) -> None:
+        tools.gpu.step()
         lease.check()
         lease.progress = 100 * done // (total + 1)  # the last share is delivery
         tools.progress.step(job.id, done, total)
 
-    with tools.gpu:
-        lease.check()
+    with tools.gpu.turn(lease):
         started = time.monotonic()
-        painting = tools.engine.paint(plan, prepared.reference, on_step)
+        try:
+            painting = tools.engine.paint(plan, prepared.reference, on_step)
+        except OutOfMemory as error:
+            log.warning("out_of_memory", reason=str(error), batch_size=job.batch_size, width=plan.width, height=plan.height)
+            painting = None
+        if painting is None:  # outside of the except block, whose traceback holds the failed painting's tensors
+            if tools.enhancer:
+                tools.enhancer.unload()  # a language model in this process is the first to make room
+            painting = tools.engine.paint(plan, prepared.reference, on_step, frugal=True)
+            prepared.warnings.append({"code": "low_memory", "message": "Painted in small pieces, since the GPU ran out of memory."})
         generation_time = time.monotonic() - started
         vram_usage = tools.engine.peak_vram_mb()
     return painting, {
@@ -227,9 +238,12 @@ def end_failed(lease: Lease, error: Exception, queue: Queue) -> None:
     elif isinstance(error, JobCancelled):
         finish(queue, lease, Outcome.CANCELLED)
         log.info("job_cancelled")
-    elif isinstance(error, Released | GpuUnusable):
+    elif isinstance(error, Released):
         finish(queue, lease, Outcome.RELEASED)
         log.info("job_released", reason=str(error))
+    elif isinstance(error, GpuUnusable):
+        finish(queue, lease, Outcome.CRASHED, error={"code": error.code, "message": error.user_message})
+        log.error("gpu_unusable", reason=str(error))
     else:
         known = error if isinstance(error, WorkerError) else WorkerError()
         outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
@@ -238,11 +252,16 @@ def end_failed(lease: Lease, error: Exception, queue: Queue) -> None:
 
 
 def finish(queue: Queue, lease: Lease, outcome: Outcome, **details: Any) -> bool:
-    """Whether the database took it. Where Supabase does not answer, the lease runs out and the job goes to another worker."""
+    """Whether the database took it. Where Supabase does not answer, the lease runs out and the job goes to another worker.
+
+    Raises SupabaseRefused where the database does not accept the images of a completed job.
+    """
     try:
         verdict = queue.finish(lease, outcome, **details)
-    except SupabaseUnavailable as error:
+    except (SupabaseUnavailable, SupabaseRefused) as error:
         log.error("finish_not_delivered", outcome=outcome, reason=str(error))
+        if outcome is Outcome.COMPLETED and isinstance(error, SupabaseRefused):
+            raise
         return False
     if verdict == "lost":
         log.warning("job_lost", outcome=outcome)

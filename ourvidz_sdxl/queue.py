@@ -17,9 +17,11 @@ import httpx
 from postgrest.exceptions import APIError
 from supabase import Client
 
-from ourvidz_sdxl.connection import patiently
-from ourvidz_sdxl.errors import JobCancelled, LeaseLost, Released, SupabaseUnavailable
+from ourvidz_sdxl.connection import is_passing, patiently
+from ourvidz_sdxl.errors import JobCancelled, LeaseLost, Released, SupabaseRefused, SupabaseUnavailable
 from ourvidz_sdxl.settings import Settings
+
+MIN_PATIENCE_SECONDS = 5.0  # for a last word even when the lease is about to end; a late one is refused as `lost`
 
 
 class Outcome(StrEnum):
@@ -28,6 +30,7 @@ class Outcome(StrEnum):
     RETRY = "retry"
     CANCELLED = "cancelled"
     RELEASED = "released"
+    CRASHED = "crashed"
 
 
 class Lease:
@@ -61,16 +64,24 @@ class Claimed:
 
 
 class Queue:
-    """The queue functions for one worker. Raises SupabaseUnavailable where Supabase does not answer in time."""
+    """The queue functions for one worker.
+
+    Each raises SupabaseUnavailable where Supabase does not answer in time, and SupabaseRefused where it answers no.
+    """
 
     def __init__(self, client: Client, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._settings = settings
         self._clock = clock
+        self._unanswered: UUID | None = None  # the token of a claim that may have been made though no answer came
 
     def claim(self) -> tuple[Claimed | None, float | None]:
-        """One job, or None with the seconds until it is worth asking again (None: nothing is known to be coming)."""
-        token, asked_at = uuid4(), self._clock()
+        """One job, or None with the seconds until it is worth asking again (None: nothing is known to be coming).
+
+        A claim that was not answered is made again under its token, by the next call too, so that its job comes to light.
+        """
+        token = self._unanswered = self._unanswered or uuid4()
+        asked_at = self._clock()
         answer = self._rpc(
             "claim_jobs",
             {
@@ -82,6 +93,7 @@ class Queue:
                 "p_lease_seconds": self._settings.lease_seconds,
             },
         )
+        self._unanswered = None
         if answer["jobs"]:
             row = answer["jobs"][0]
             lease = Lease(UUID(row["id"]), token, asked_at + self._settings.lease_seconds, self._clock)
@@ -121,7 +133,10 @@ class Queue:
         warnings: Sequence[dict[str, str]] = (),
         enhanced_prompt: str | None = None,
     ) -> str:
-        """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written)."""
+        """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written).
+
+        It is tried until the lease ends: whoever has painted a job does not give it up for a short outage.
+        """
         answer = self._rpc(
             "finish_job",
             {
@@ -134,18 +149,28 @@ class Queue:
                 "p_warnings": list(warnings),
                 "p_enhanced_prompt": enhanced_prompt,
             },
+            patience_seconds=max(MIN_PATIENCE_SECONDS, lease.expires_at - self._clock()),
         )
         return str(answer)
 
-    def report_worker(self, state: str, facts: dict[str, Any]) -> None:
-        self._rpc("report_worker", {"p_worker": self._settings.worker_id, "p_state": state, "p_facts": facts})
+    def report_worker(self, state: str, facts: dict[str, Any], *, worker_id: str | None = None) -> None:
+        self._rpc("report_worker", {"p_worker": worker_id or self._settings.worker_id, "p_state": state, "p_facts": facts})
+
+    def sweep_orphans(self) -> dict[str, list[str]]:
+        """Objects that no job will ever publish: paths by bucket. Empty, too, when another worker has just asked."""
+        orphans: dict[str, list[str]] = {}
+        for row in self._rpc("sweep_orphans", {}):
+            orphans.setdefault(row["bucket"], []).append(row["path"])
+        return orphans
 
     def _rpc(self, function: str, arguments: dict[str, Any], *, patience_seconds: float | None = None) -> Any:
         seconds = self._settings.lease_seconds / 2 if patience_seconds is None else patience_seconds
         try:
             return patiently(lambda: self._client.rpc(function, arguments).execute().data, seconds=seconds)
         except (APIError, httpx.TransportError) as error:
-            raise SupabaseUnavailable(f"{function}: {type(error).__name__}: {_reason(error)}") from None
+            kind = SupabaseUnavailable if is_passing(error) else SupabaseRefused
+            reason = f"{function}: {type(error).__name__}: {_reason(error)}"
+        raise kind(reason)
 
 
 def _reason(error: APIError | httpx.TransportError) -> str:

@@ -39,7 +39,9 @@ class Settings(BaseModel):
     job_types: tuple[JobType, ...] = (JobType.FAST, JobType.HIGH)
 
     model_path: Path = LUSTIFY
+    model_retry_seconds: Annotated[float, Field(ge=0)] = 10
     max_concurrent_jobs: Annotated[int, Field(ge=1, le=16)] = 2
+    step_timeout_seconds: Annotated[float, Field(ge=1)] = 120
 
     poll_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 2
     poll_interval_connected_seconds: Annotated[float, Field(gt=0, le=3600)] = 30

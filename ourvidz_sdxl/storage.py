@@ -1,4 +1,4 @@
-"""Encoded files -> objects in the private buckets, at paths that a second upload of the same attempt writes again."""
+"""Encoded files -> objects in the private buckets, at paths that a second upload under the same lease writes again."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def bucket_of(job: Job) -> str:
 
 
 def path_of(job: Job, index: int, file: EncodedFile) -> str:
-    """<user id>/<job id>/<attempt>-<index>.<suffix>: one attempt never touches another's objects."""
-    return f"{job.user_id}/{job.id}/{job.attempts}-{index}.{file.suffix}"
+    """<user id>/<job id>/<claim>-<index>.<suffix>: one lease never touches another's objects."""
+    return f"{job.user_id}/{job.id}/{job.claims}-{index}.{file.suffix}"
 
 
 class Storage:
@@ -37,6 +37,14 @@ class Storage:
         bucket_api = self._client.storage.from_(bucket)
         try:
             patiently(lambda: bucket_api.upload(path, file.content, options), seconds=self._patience_seconds)
+        except (StorageApiError, httpx.TransportError) as error:
+            raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
+
+    def remove(self, bucket: str, paths: list[str]) -> None:
+        """Paths that are not there do not matter. Raises UploadFailed as `upload` does."""
+        bucket_api = self._client.storage.from_(bucket)
+        try:
+            patiently(lambda: bucket_api.remove(paths), seconds=self._patience_seconds)
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 

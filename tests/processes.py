@@ -21,6 +21,7 @@ from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
 TINY_MODEL = ROOT / "models" / "tiny-sdxl"
 REAL = [sys.executable, str(ROOT / "worker.py"), "run"]
 STUB = [sys.executable, "-m", "tests.stub_worker"]
+SUPERVISED_STUB = [*STUB, "--supervised"]
 TIMEOUT_SECONDS = 60.0
 
 
@@ -103,6 +104,14 @@ class WorkerProcess:
             if fits(arrived):
                 return arrived
         raise AssertionError(f"no {event} {keys} from the worker; its last lines:\n" + "".join(self.lines[-20:]))
+
+    def wait_for_another(self, event: str, **keys: Any) -> dict[str, Any]:
+        """As `wait_for`, but not from the past."""
+        past, self.events = self.events, []
+        try:
+            return self.wait_for(event, **keys)
+        finally:
+            self.events = past + self.events
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
         """The next event that nobody waited for yet; None when the worker has ended or the time is over."""

@@ -1,17 +1,26 @@
 """A whole worker with an engine that paints plain colours at once: for tests of everything but the painting.
 
-STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the middle of one. The prompt "raise OutOfMemory" fails
-with that error of the tree, and "raise" alone with one that nobody foresaw.
+STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the middle of one. Some prompts are commands:
+
+raise <ErrorName>   fails with that error of the tree, and "raise" alone with one that nobody foresaw
+large               runs out of memory unless it is painted frugally
+hang                never takes its second step
+die                 the process kills itself
+
+STUB_DIES_AT_START in the environment is for a GPU on which nothing comes up. With --supervised it runs under the supervisor, as
+`worker.py run` does.
 """
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
 from PIL import Image
 
-from ourvidz_sdxl import errors
+from ourvidz_sdxl import errors, supervisor
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.loop import run_worker
 from ourvidz_sdxl.plan import Plan
@@ -30,15 +39,21 @@ class StubEngine:
         self._step_seconds = step_seconds
         self._painting = False
 
-    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Sequence[Image.Image]:
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> Sequence[Image.Image]:
         assert not self._painting, "two jobs were painted at once"
         self._painting = True
         try:
             if plan.prompt.startswith("raise"):
                 raise getattr(errors, plan.prompt.removeprefix("raise").strip(), RuntimeError)
+            if plan.prompt == "large" and not frugal:
+                raise errors.OutOfMemory
             for step in range(plan.painted_steps):
                 time.sleep(self._step_seconds)
                 on_step(step + 1, plan.painted_steps)
+                if plan.prompt == "hang":
+                    threading.Event().wait()
+                if plan.prompt == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
             return [reference or Image.new("RGB", (plan.width, plan.height), "teal") for _ in plan.seeds]
         finally:
             self._painting = False
@@ -50,4 +65,10 @@ class StubEngine:
 if __name__ == "__main__":
     settings = Settings.from_env(os.environ)
     set_up_logging(settings.log_format, settings.log_level)
+    if "--supervised" in sys.argv:
+        if "STUB_DIES_AT_START" in os.environ:
+            supervisor.MAX_PAUSE_SECONDS = 0
+        sys.exit(supervisor.supervise(settings, [sys.executable, "-m", "tests.stub_worker"]))
+    if "STUB_DIES_AT_START" in os.environ:
+        sys.exit(70)
     sys.exit(run_worker(settings, lambda: StubEngine(float(os.environ.get("STUB_STEP_SECONDS", "0")))))

@@ -40,9 +40,10 @@ class Engine(Protocol):
     def vram_mb(self) -> int | None:
         """The GPU's memory in MiB, or None on the CPU."""
 
-    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Sequence[Image.Image]:
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> Sequence[Image.Image]:
         """One RGB image of plan.width x plan.height for each of plan.seeds; `reference` has that size too.
 
+        `frugal` is for a GPU that ran out of memory: one image after the other, and the VAE in tiles, whose seams it blends.
         Raises OutOfMemory or BlankImage (the engine stays usable), or GpuUnusable (only a new process helps).
         """
 

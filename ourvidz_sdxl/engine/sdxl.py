@@ -8,6 +8,7 @@ fp32 and back on every call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,18 +51,31 @@ class SdxlEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(named_faults(lambda: load_components(model_path, device=device)), device)
 
-    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> list[Image.Image]:
         if plan.mode is not I2IMode.NONE:
             if reference is None or reference.size != (plan.width, plan.height):
                 raise ValueError("image-to-image needs a reference of the plan's size")
             if plan.denoise == 0:
                 return [reference.copy() for _ in plan.seeds]
-        return named_faults(self._paint, plan, reference, on_step)
+        return named_faults(self._paint_frugally if frugal else self._paint, plan, reference, on_step)
 
     @torch.inference_mode()
     def _paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
         latents = self._denoise(plan, reference, on_step)
         return [self._decode(one) for one in latents]
+
+    def _paint_frugally(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
+        vae, images = self._parts.vae, []
+        vae.enable_tiling()
+        # diffusers' tiles are as large as the model's own pictures; half an edge is a quarter of the memory
+        vae.tile_sample_min_size = self.native_size // 2
+        vae.tile_latent_min_size = vae.tile_sample_min_size // self._latent_scale
+        try:
+            for index, seed in enumerate(plan.seeds):
+                images += self._paint(replace(plan, seeds=(seed,)), reference, counted_on(on_step, index, plan.batch_size))
+        finally:
+            vae.disable_tiling()
+        return images
 
     def peak_vram_mb(self) -> int | None:
         if self._device.type != "cuda":
@@ -138,6 +152,11 @@ class SdxlEngine:
         """Latents [4, h, w] -> fp32 pixels [3, 8 h, 8 w] around -1..1."""
         vae = self._parts.vae
         return vae.decode(latents[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0].float()  # type: ignore[no-any-return]
+
+
+def counted_on(on_step: OnStep, index: int, batch_size: int) -> OnStep:
+    """For image `index` of a batch that is painted one by one: its steps as a share of all."""
+    return lambda done, total: on_step(index * total + done, batch_size * total)
 
 
 def is_blank(pixels: torch.Tensor) -> bool:

@@ -164,6 +164,7 @@ create table public.workers (
   version       text not null,
   state         text not null constraint worker_state_is_known check (state in ('starting', 'ready', 'draining', 'stopped', 'failed')),
   error         text,
+  failed_at     timestamptz,
   started_at    timestamptz not null default now(),
   last_seen_at  timestamptz not null default now()
 );
@@ -187,7 +188,7 @@ comment on column public.jobs.warnings is 'What went otherwise than asked for: [
 comment on column public.jobs.attempts is 'Attempts that count: grows with each claim; what a worker gives back unfinished is not counted.';
 comment on column public.jobs.claims is 'How often the job was claimed, ever. Part of every object''s name, so that no two leases write to one object.';
 comment on column public.jobs.crashes is 'Workers in a row that died while painting this job; the second one fails it as poison_job.';
-comment on column public.workers.error is 'Why the worker failed, as "code: message".';
+comment on column public.workers.error is 'Why the worker last failed (at failed_at), as "code: message"; it stays when another process has taken over.';
 comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
 comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';
 comment on column public.jobs.lease_token is 'Chosen by the worker for each claim; every write of the worker must carry it.';

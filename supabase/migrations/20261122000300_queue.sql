@@ -195,12 +195,14 @@ end $$;
 -- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version", "error"}.
 create function public.report_worker(p_worker text, p_state text, p_facts jsonb) returns void
 language sql volatile set search_path = '' as $$
-  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state, error)
+  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state, error, failed_at)
   values (p_worker, p_facts ->> 'target_worker', p_facts ->> 'host', p_facts ->> 'gpu', (p_facts ->> 'vram_mb')::integer,
-          p_facts ->> 'model', p_facts ->> 'version', p_state, p_facts ->> 'error')
+          p_facts ->> 'model', p_facts ->> 'version', p_state, p_facts ->> 'error',
+          case when p_state = 'failed' then now() end)
   on conflict (id) do update
     set target_worker = excluded.target_worker, host = excluded.host, gpu = excluded.gpu, vram_mb = excluded.vram_mb,
-        model = excluded.model, version = excluded.version, state = excluded.state, error = excluded.error, last_seen_at = now()
+        model = excluded.model, version = excluded.version, state = excluded.state, last_seen_at = now(),
+        error = coalesce(excluded.error, w.error), failed_at = coalesce(excluded.failed_at, w.failed_at)
 $$;
 
 revoke execute on all functions in schema private from public;

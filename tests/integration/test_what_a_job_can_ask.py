@@ -182,7 +182,7 @@ def test_without_its_enhancer_a_job_goes_on_with_its_own_prompt_and_says_so(
     [
         ("BlankImage", "failed", 1, "blank_image", "another seed"),
         ("ModelInvalid", "failed", 1, "model_invalid", "cannot be used"),
-        ("OutOfMemory", "queued", 1, "out_of_memory", "ran out of memory"),
+        ("OutOfMemory", "failed", 1, "out_of_memory", "too little memory"),
         ("UploadFailed", "queued", 1, "upload_failed", "could not be stored"),
         ("SupabaseUnavailable", "queued", 1, "supabase_unavailable", "did not answer"),
         ("", "queued", 1, "unknown_error", "Unknown error occurred"),
@@ -215,14 +215,14 @@ def stub_worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
 def test_a_job_that_keeps_failing_ends_after_its_attempts(
     supabase: EmbeddedSupabase, db: Database, user: User, stub_worker: WorkerProcess
 ) -> None:
-    job = user.insert(target_worker="faulty", prompt="raise OutOfMemory")
+    job = user.insert(target_worker="faulty", prompt="raise UploadFailed")
     for attempt in (1, 2, 3):
         stub_worker.wait_for("generation_error", job_id=job["id"], attempt=attempt)
         if attempt < 3:
             db.execute("update public.jobs set run_at = now() where id = %s", (job["id"],))  # not to wait for the pause
             user.insert(target_worker="faulty")  # a wake
     row = user.job(job["id"])
-    assert (row["status"], row["attempts"], row["error_code"]) == ("failed", 3, "out_of_memory")
+    assert (row["status"], row["attempts"], row["error_code"]) == ("failed", 3, "upload_failed")
 
 
 def test_a_gpu_that_is_lost_ends_the_process_and_charges_nobody(supabase: EmbeddedSupabase, db: Database, user: User) -> None:
@@ -230,4 +230,4 @@ def test_a_gpu_that_is_lost_ends_the_process_and_charges_nobody(supabase: Embedd
         job = user.insert(target_worker="lost-gpu", prompt="raise GpuUnusable")
         assert worker.wait_for_exit() == 70
     row = user.job(job["id"])
-    assert (row["status"], row["attempts"]) == ("queued", 0)
+    assert (row["status"], row["attempts"], row["crashes"], row["error_code"]) == ("queued", 0, 1, "gpu_unusable")

@@ -12,7 +12,7 @@ ROW: dict[str, Any] = {
     "id": "11111111-1111-4111-8111-111111111111",
     "user_id": "22222222-2222-4222-8222-222222222222",
     "job_type": "sdxl_image_fast",
-    "attempts": 1,
+    "claims": 1,
     "prompt": "a red circle",
     "status": "processing",
 }

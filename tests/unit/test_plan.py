@@ -15,7 +15,7 @@ REFERENCE = {"reference_image_path": "u/x.png"}
 
 
 def plan_of(**columns: Any) -> Plan:
-    job = Job(id=uuid4(), user_id=uuid4(), attempts=1, **({"job_type": "sdxl_image_high", "prompt": "a cat"} | columns))
+    job = Job(id=uuid4(), user_id=uuid4(), claims=1, **({"job_type": "sdxl_image_high", "prompt": "a cat"} | columns))
     reference_size = (1024, 1024) if job.has_reference else None
     return make_plan(job, native_size=1024, random_seed=7, reference_size=reference_size)
 
@@ -110,7 +110,7 @@ def sizes() -> st.SearchStrategy[tuple[int | None, int | None]]:
 def test_a_job_has_a_plan_or_a_named_error(
     row: dict[str, Any], size: tuple[int | None, int | None], reference_size: tuple[int, int], native_size: int
 ) -> None:
-    whole = {"id": str(uuid4()), "user_id": str(uuid4()), "attempts": 1, "width": size[0], "height": size[1]} | row
+    whole = {"id": str(uuid4()), "user_id": str(uuid4()), "claims": 1, "width": size[0], "height": size[1]} | row
     try:
         job = Job.from_row(whole)
     except JobInvalid:

@@ -6,7 +6,16 @@ from uuid import uuid4
 
 import pytest
 
-from ourvidz_sdxl.errors import JobCancelled, JobInvalid, LeaseLost, OutOfMemory, Released, WorkerError
+from ourvidz_sdxl.errors import (
+    GpuUnusable,
+    JobCancelled,
+    JobInvalid,
+    LeaseLost,
+    OutOfMemory,
+    Released,
+    UploadFailed,
+    WorkerError,
+)
 from ourvidz_sdxl.process import end_failed, monitor_generation_quality
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
 from ourvidz_sdxl.settings import Settings
@@ -47,7 +56,9 @@ class RecordingQueue(Queue):
     ("error", "ended"),
     [
         (JobInvalid(), [(Outcome.FAILED, "invalid_job")]),
-        (OutOfMemory(), [(Outcome.RETRY, "out_of_memory")]),
+        (OutOfMemory(), [(Outcome.FAILED, "out_of_memory")]),
+        (UploadFailed(), [(Outcome.RETRY, "upload_failed")]),
+        (GpuUnusable(), [(Outcome.CRASHED, "gpu_unusable")]),
         (RuntimeError("a stranger"), [(Outcome.RETRY, "unknown_error")]),
         (JobCancelled(), [(Outcome.CANCELLED, None)]),
         (Released(), [(Outcome.RELEASED, None)]),

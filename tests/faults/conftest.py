@@ -1,0 +1,1 @@
+from tests.integration.conftest import db, other, service, supabase, user  # noqa: F401
