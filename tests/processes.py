@@ -55,8 +55,11 @@ def environ(supabase: EmbeddedSupabase, **settings: object) -> dict[str, str]:
 class WorkerProcess:
     """`with WorkerProcess(...) as worker:` starts it, waits until it is ready, and ends it with SIGTERM."""
 
-    def __init__(self, supabase: EmbeddedSupabase, command: list[str] = REAL, **settings: object) -> None:
+    def __init__(
+        self, supabase: EmbeddedSupabase, command: list[str] = REAL, *, wait_for_ready: bool = True, **settings: object
+    ) -> None:
         self._command = command
+        self._wait_for_ready = wait_for_ready
         self._environ = environ(supabase, **settings)
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
@@ -67,8 +70,9 @@ class WorkerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.wait_for("worker_ready")
-            self.wait_for("realtime_subscribed")
+            if self._wait_for_ready:
+                self.wait_for("worker_ready")
+                self.wait_for("realtime_subscribed")
         except BaseException:
             self.__exit__()
             raise

@@ -5,6 +5,7 @@ STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the 
 raise <ErrorName>   fails with that error of the tree, and "raise" alone with one that nobody foresaw
 large               runs out of memory unless it is painted frugally
 hang                never takes its second step
+busy                computes on in Python, so that no other thread gets the interpreter for long
 die                 the process kills itself
 
 STUB_DIES_AT_START in the environment is for a GPU on which nothing comes up. With --supervised it runs under the supervisor, as
@@ -50,6 +51,8 @@ class StubEngine:
             for step in range(plan.painted_steps):
                 time.sleep(self._step_seconds)
                 on_step(step + 1, plan.painted_steps)
+                while plan.prompt == "busy":
+                    on_step(step + 1, plan.painted_steps)  # until it is cancelled
                 if plan.prompt == "hang":
                     threading.Event().wait()
                 if plan.prompt == "die":

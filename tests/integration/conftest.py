@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,7 +14,7 @@ from psycopg.rows import DictRow, dict_row
 from supabase import Client, ClientOptions, create_client
 
 from ourvidz_sdxl.local import EmbeddedSupabase
-from tests.processes import WorkerProcess, scratch_supabase
+from tests.processes import TIMEOUT_SECONDS, WorkerProcess, scratch_supabase
 
 Database = psycopg.Connection[DictRow]
 
@@ -59,6 +60,14 @@ def sign_up(supabase: EmbeddedSupabase) -> User:
     assert answer.user
     assert answer.session
     return User(id=answer.user.id, client=client, access_token=answer.session.access_token)
+
+
+def wait_until(db: Database, condition: str, *values: Any) -> None:
+    """Looks again and again until the SQL condition holds. For what no event tells of."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not db.execute(f"select ({condition}) is true as holds", values).fetchone()["holds"]:  # type: ignore[index]
+        assert time.monotonic() < deadline, f"never came true: {condition}"
+        time.sleep(0.02)
 
 
 @pytest.fixture

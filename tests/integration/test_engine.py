@@ -142,3 +142,17 @@ def test_a_blank_image_is_never_delivered(engine: SdxlEngine, monkeypatch: pytes
     monkeypatch.setattr(engine, "_pixels", lambda _latents: torch.full((3, 128, 128), pixel))
     with pytest.raises(BlankImage):
         paint(engine)
+
+
+@pytest.mark.parametrize("mode", [I2IMode.NONE, I2IMode.MODIFY])
+def test_frugally_painted_images_are_nearly_the_same_and_leave_nothing_behind(engine: SdxlEngine, mode: I2IMode) -> None:
+    reference = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 100).convert("RGB") if mode is I2IMode.MODIFY else None
+    plan = replace(PLAN, mode=mode, denoise=0.5 if reference else 1, seeds=(1, 2, 3))
+    whole = paint(engine, plan, reference)
+    steps: list[tuple[int, int]] = []
+    frugal = engine.paint(plan, reference, lambda done, total: steps.append((done, total)), frugal=True)
+    for one, other in zip(whole, frugal, strict=True):
+        assert np.abs(one.astype(int) - np.asarray(other)).mean() < 8, "each tile has its own normalisation; seams are blended"
+    total = 3 * plan.painted_steps
+    assert steps == [(done, total) for done in range(1, total + 1)], "steps count on through the batch"
+    assert all(np.array_equal(one, again) for one, again in zip(whole, paint(engine, plan, reference), strict=True))

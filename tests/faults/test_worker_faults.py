@@ -1,0 +1,179 @@
+"""What goes wrong on the worker's own machine: signals, clocks, disks, the model's file, the GPU's memory."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+from tests.integration.conftest import Database, User, sign_up, wait_until
+from tests.processes import REAL, STUB, TINY_MODEL, WorkerProcess, environ, scratch_folder
+
+TARGET = "own-machine"
+
+
+def row_of(db: Database, job_id: str) -> dict[str, Any]:
+    row = db.execute("select * from public.jobs where id = %s", (job_id,)).fetchone()
+    assert row
+    return row
+
+
+class TestLeases:
+    def test_a_gpu_that_computes_without_pause_starves_no_heartbeat(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        with WorkerProcess(supabase, STUB, target_worker=TARGET, lease_seconds=10) as worker:
+            job = user.insert(target_worker=TARGET, prompt="busy", steps=2)
+            worker.wait_for("job_claimed", job_id=job["id"])
+            renewed_twice = "lease_expires_at > started_at + interval '14 s' and progress > 0"
+            wait_until(db, f"select {renewed_twice} from public.jobs where id = %s", job["id"])
+            user.client.table("jobs").update({"cancel_requested_at": "now"}).eq("id", job["id"]).execute()
+            worker.wait_for("job_cancelled", job_id=job["id"])
+
+    def test_a_clock_of_the_database_that_jumps_ahead_costs_one_attempt_and_nothing_else(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        settings: dict[str, Any] = {
+            "target_worker": TARGET,
+            "lease_seconds": 10,
+            "stub_step_seconds": 0.2,
+            "poll_interval_connected_seconds": 1,
+        }
+        with WorkerProcess(supabase, STUB, **settings) as _, WorkerProcess(supabase, STUB, **settings) as _:
+            job = user.insert(target_worker=TARGET, steps=100)
+            wait_until(db, "select status = 'processing' from public.jobs where id = %s", job["id"])
+            # an hour ahead is the same as a lease and a pause that ended an hour ago
+            db.execute("update public.jobs set lease_expires_at = lease_expires_at - interval '1 h', steps = 2")
+            wait_until(db, "select attempts = 1 and status = 'queued' from public.jobs where id = %s", job["id"])
+            db.execute("update public.jobs set run_at = now()")
+            wait_until(db, "select status = 'completed' from public.jobs where id = %s", job["id"])
+        row = row_of(db, job["id"])
+        assert (row["attempts"], row["claims"]) == (2, 2)
+        assert db.execute("select count(*) from public.job_events where status = 'completed'").fetchone() == {"count": 1}
+
+
+class TestSignals:
+    def test_sigkill_without_a_supervisor_costs_the_lease_and_not_the_job(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        with WorkerProcess(supabase, STUB, target_worker=TARGET, stub_step_seconds=0.1) as dead:
+            job = user.insert(target_worker=TARGET, steps=100)
+            dead.wait_for("job_claimed", job_id=job["id"])
+            dead.process.kill()
+            dead.wait_for_exit()
+        with WorkerProcess(supabase, STUB, target_worker=TARGET, poll_interval_connected_seconds=0.5) as heir:
+            assert row_of(db, job["id"])["status"] == "processing", "nobody takes it while the lease holds"
+            db.execute("update public.jobs set lease_expires_at = now()")
+            wait_until(db, "select error_code = 'lease_expired' from public.jobs where id = %s", job["id"])
+            db.execute("update public.jobs set run_at = now()")
+            heir.wait_for("job_completed", job_id=job["id"])
+        assert row_of(db, job["id"])["attempts"] == 2
+
+    def test_a_second_sigterm_ends_the_process_at_once(self, supabase: EmbeddedSupabase, db: Database, user: User) -> None:
+        with WorkerProcess(supabase, STUB, target_worker=TARGET, stub_step_seconds=1, shutdown_grace_seconds=60) as worker:
+            job = user.insert(target_worker=TARGET, steps=100)
+            worker.wait_for("job_claimed", job_id=job["id"])
+            worker.process.send_signal(signal.SIGTERM)
+            worker.wait_for("worker_draining")
+            worker.process.send_signal(signal.SIGTERM)
+            assert worker.wait_for_exit() == 128 + signal.SIGTERM
+
+
+class TestDisks:
+    def test_a_log_that_cannot_be_written_stops_nothing(self, supabase: EmbeddedSupabase, db: Database, user: User) -> None:
+        with Path("/dev/full").open("w") as full:
+            worker = subprocess.Popen(STUB, env=environ(supabase, target_worker=TARGET), cwd=ROOT, stderr=full)
+            try:
+                job = user.insert(target_worker=TARGET)
+                wait_until(db, "select status = 'completed' from public.jobs where id = %s", job["id"])
+            finally:
+                worker.terminate()
+                assert worker.wait(timeout=30) == 0
+
+    def test_a_full_disk_is_none_of_the_workers_business(self, supabase: EmbeddedSupabase, db: Database, user: User) -> None:
+        """With a limit of 0 bytes a file, every write to a disk fails as on a full one."""
+        with WorkerProcess(supabase, REAL, target_worker=TARGET, wait_for_ready=False) as worker:
+            resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (0, 0))  # at once, so that its child has it too
+            job = user.insert(target_worker=TARGET, steps=2)
+            worker.wait_for("job_completed", job_id=job["id"])
+
+
+class TestModel:
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
+
+    def run(self, supabase: EmbeddedSupabase, model: Path) -> WorkerProcess:
+        return WorkerProcess(
+            supabase, REAL, target_worker=TARGET, model_path=model, model_retry_seconds=0.5, worker_id="m", wait_for_ready=False
+        )
+
+    @pytest.mark.parametrize("fault", ["missing", "truncated"])
+    def test_it_is_loaded_again_and_then_the_error_is_clear_and_nothing_is_claimed(
+        self, supabase: EmbeddedSupabase, db: Database, user: User, model: Path, fault: str
+    ) -> None:
+        weights = next((model / "unet").glob("*.safetensors"))
+        if fault == "missing":
+            weights.unlink()
+        else:
+            os.truncate(weights, weights.stat().st_size // 2)
+        job = user.insert(target_worker=TARGET)
+        with self.run(supabase, model) as worker:
+            worker.wait_for("model_not_loaded")
+            assert worker.wait_for_exit() == 1
+        code = "model_missing" if fault == "missing" else "model_invalid"
+        assert f"{code}: " in worker.lines[-1]
+        assert [event["event"] for event in worker.events].count("worker_started") == 1, "starting again would change nothing"
+        seen = db.execute("select state, error from public.workers where id = 'm'").fetchone()
+        assert seen
+        assert seen["state"] == "failed"
+        assert seen["error"].startswith(code)
+        assert (row_of(db, job["id"])["status"], row_of(db, job["id"])["claims"]) == ("queued", 0)
+
+    def test_a_model_that_arrives_late_is_loaded(
+        self, supabase: EmbeddedSupabase, db: Database, user: User, model: Path, tmp_path: Path
+    ) -> None:
+        aside = model.rename(tmp_path / "still-copying")
+        with self.run(supabase, model) as worker:
+            worker.wait_for("model_not_loaded")
+            aside.rename(model)
+            worker.wait_for("worker_ready")
+
+
+class TestMemory:
+    def test_a_job_too_large_at_once_is_painted_in_small_pieces_and_says_so(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        with WorkerProcess(supabase, STUB, target_worker=TARGET) as worker:
+            job = user.insert(target_worker=TARGET, prompt="large", batch_size=3)
+            worker.wait_for("job_completed", job_id=job["id"])
+        row = row_of(db, job["id"])
+        assert (row["attempts"], [warning["code"] for warning in row["warnings"]]) == (1, ["low_memory"])
+        assert len(user.images(job["id"])) == 3
+
+    def test_a_job_too_large_in_any_case_fails_by_name_and_the_next_one_goes_on(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        with WorkerProcess(supabase, STUB, target_worker=TARGET) as worker:
+            job, next_job = user.insert(target_worker=TARGET, prompt="raise OutOfMemory"), user.insert(target_worker=TARGET)
+            worker.wait_for("job_completed", job_id=next_job["id"])
+        row = row_of(db, job["id"])
+        assert (row["status"], row["error_code"], row["attempts"]) == ("failed", "out_of_memory", 1)
+
+
+def test_a_restart_of_postgres_in_the_middle_of_a_job_costs_nothing() -> None:
+    with scratch_folder() as folder, embedded_supabase(data_dir=folder) as supabase:
+        user = sign_up(supabase)
+        with WorkerProcess(supabase, STUB, stub_step_seconds=0.1) as worker:
+            job = user.insert(steps=30)
+            worker.wait_for("job_claimed", job_id=job["id"])
+            postmaster = int((folder / "db" / "postmaster.pid").read_text().split()[0])
+            os.kill(postmaster, signal.SIGINT)  # closes every connection and ends; the embedded Supabase starts it again
+            worker.wait_for("job_completed", job_id=job["id"])
+        row = user.job(job["id"])
+        assert (row["status"], row["attempts"], row["claims"]) == ("completed", 1, 1)
