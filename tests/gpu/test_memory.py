@@ -1,6 +1,6 @@
 """Out of memory on a real GPU: named, survived, and painted all the same in small pieces.
 
-Needs CUDA and a full-size checkpoint: `python tools/single_file.py --random --device cuda --out X.safetensors`, CHECKPOINT=X.safetensors.
+Needs CUDA and a full-size checkpoint, named by CHECKPOINT: `python tools/single_file.py --random --device cuda --out X.safetensors`.
 """
 
 import os
@@ -44,8 +44,7 @@ def test_a_batch_that_does_not_fit_is_painted_frugally_and_the_engine_goes_on() 
     peak = engine.peak_vram_mb() or 0
     [alone] = engine.paint(replace(PLAN, seeds=(1,)), None, lambda _done, _total: None, frugal=True)
     frugal_peak = engine.peak_vram_mb() or 0
-    print({"loaded_mib": loaded, "batch_of_6_mib": peak, "frugal_mib": frugal_peak})
-    assert frugal_peak < peak
+    assert loaded < frugal_peak < peak  # on an H100: 6732, 7380 and 9201 MiB
 
     allow((peak + frugal_peak) // 2)  # too little for the batch, enough for its pieces
     with pytest.raises(OutOfMemory):
