@@ -10,7 +10,7 @@ from storage3.exceptions import StorageApiError
 
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine.checkpoint import check_file, check_folder
-from ourvidz_sdxl.errors import SupabaseUnavailable, WorkerError
+from ourvidz_sdxl.errors import SupabaseRefused, SupabaseUnavailable, WorkerError
 from ourvidz_sdxl.queue import Lease, Queue
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.wakeup import Wakeup
@@ -40,7 +40,7 @@ def _functions(settings: Settings) -> str | None:
     lease = Lease(uuid4(), uuid4(), 0)
     try:
         queue.heartbeat(lease)  # of a job that does not exist: asks every right and changes nothing
-    except SupabaseUnavailable as error:
+    except (SupabaseUnavailable, SupabaseRefused) as error:
         return f"{error}. Check SUPABASE_URL and the secret key, and run `supabase db push`."
     return None
 

@@ -177,3 +177,33 @@ def test_a_restart_of_postgres_in_the_middle_of_a_job_costs_nothing() -> None:
             worker.wait_for("job_completed", job_id=job["id"])
         row = user.job(job["id"])
         assert (row["status"], row["attempts"], row["claims"]) == ("completed", 1, 1)
+
+
+class TestRefusals:
+    """What the database refuses is not asked again and again as if it would pass by itself."""
+
+    def test_a_worker_whose_rights_come_late_starts_work_without_a_restart(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        claim = "public.claim_jobs(text, text, text[], uuid, integer, integer)"
+        db.execute(f"revoke execute on function {claim} from service_role")
+        try:
+            with WorkerProcess(supabase, STUB, target_worker=TARGET, poll_interval_connected_seconds=0.5) as worker:
+                assert "permission denied" in worker.wait_for("claim_failed")["reason"]
+                db.execute(f"grant execute on function {claim} to service_role")
+                worker.wait_for("job_completed", job_id=user.insert(target_worker=TARGET)["id"])
+        finally:
+            db.execute(f"grant execute on function {claim} to service_role")
+
+    def test_images_that_the_database_does_not_take_end_their_job_by_name(
+        self, supabase: EmbeddedSupabase, db: Database, user: User
+    ) -> None:
+        db.execute("alter table public.job_images add constraint nothing_fits check (bytes < 0)")
+        try:
+            with WorkerProcess(supabase, STUB, target_worker=TARGET) as worker:
+                job = user.insert(target_worker=TARGET)
+                worker.wait_for("generation_error", job_id=job["id"])
+        finally:
+            db.execute("alter table public.job_images drop constraint nothing_fits")
+        row = row_of(db, job["id"])
+        assert (row["status"], row["error_code"], row["attempts"]) == ("failed", "supabase_refused", 1)

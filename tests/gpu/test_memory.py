@@ -1,6 +1,6 @@
 """Out of memory on a real GPU: named, survived, and painted all the same in small pieces.
 
-Needs CUDA and a full-size checkpoint, named by CHECKPOINT: `python tools/single_file.py --random --device cuda --out X.safetensors`.
+Needs CUDA, and a full-size model in CHECKPOINT: `python tools/single_file.py --random --device cuda --out X.safetensors` makes one.
 """
 
 import os

@@ -1,5 +1,6 @@
 """A lease ends once, for its first reason, and by itself when it could not be renewed."""
 
+import time
 from uuid import uuid4
 
 import pytest
@@ -22,6 +23,13 @@ def test_a_lease_holds_until_its_deadline() -> None:
     lease.check()
     clock.now = 60
     with pytest.raises(LeaseLost):
+        lease.check()
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease(uuid4(), uuid4(), expires_at=time.monotonic() + 60)
+    for jump in (-1e6, 1e6):
+        monkeypatch.setattr(time, "time", lambda jump=jump: jump)
         lease.check()
 
 
