@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
 
         return supervise(settings, [sys.executable, sys.argv[0], "run", "--unsupervised"])
     from ourvidz_sdxl.engine import load_engine
-    from ourvidz_sdxl.loop import run_worker
+    from ourvidz_sdxl.startup import run_worker
 
     return run_worker(settings, lambda: load_engine(settings.model_path))
 

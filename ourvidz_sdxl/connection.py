@@ -23,7 +23,7 @@ PASSING_CODE_PREFIXES = ("PGRST00", "08", "53", "57", "40")
 
 def connect(settings: Settings) -> Client:
     """The service-role client. HTTP/1.1 with kept-alive connections; safe to use from several threads."""
-    http = httpx.Client(timeout=settings.request_timeout_seconds, limits=httpx.Limits(max_keepalive_connections=8))
+    http = httpx.Client(timeout=settings.request_timeout_seconds, limits=httpx.Limits(max_keepalive_connections=16))
     return create_client(
         settings.supabase_url,
         settings.supabase_service_role_key.get_secret_value(),

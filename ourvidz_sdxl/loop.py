@@ -1,4 +1,4 @@
-"""The worker at run time: loads the model, claims, drains on SIGTERM.
+"""The worker at run time: claims, does, keeps house, drains.
 
 Threads: this loop claims; one thread a job runs `process`, with one for its heartbeat; one keeps house; `wakeup`, `progress` and
 `lifeline` have their own.
@@ -6,33 +6,25 @@ Threads: this loop claims; one thread a job runs `process`, with one for its hea
 
 from __future__ import annotations
 
-import os
 import platform
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import structlog
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from ourvidz_sdxl import __version__
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
-from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
+from ourvidz_sdxl.enhance import Enhancer
 from ourvidz_sdxl.errors import (
     GpuUnusable,
     JobCancelled,
-    ModelInvalid,
-    ModelMissing,
     Released,
     SupabaseRefused,
     SupabaseUnavailable,
     UploadFailed,
-    WorkerError,
 )
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.gpu import Gpu
@@ -40,7 +32,7 @@ from ourvidz_sdxl.lifeline import Lifeline, Sign, pipe_from_environment
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Queue
-from ourvidz_sdxl.safety import ImageCheck, load_image_check
+from ourvidz_sdxl.safety import ImageCheck
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.storage import Storage
 from ourvidz_sdxl.wakeup import Wakeup
@@ -179,22 +171,6 @@ class Worker:
         return True
 
 
-def make_enhancer(settings: Settings) -> Enhancer | None:
-    """As `ENHANCER` says. Raises SettingsInvalid where its model is not there."""
-    if settings.enhancer == "http":
-        return HttpEnhancer(
-            settings.enhancer_url,
-            settings.enhancer_model,
-            timeout_seconds=settings.enhancer_timeout_seconds,
-            api_key=settings.enhancer_api_key,
-        )
-    if settings.enhancer == "local" and settings.enhancer_model_path:
-        from ourvidz_sdxl.engine.qwen import LocalEnhancer
-
-        return LocalEnhancer(settings.enhancer_model_path, timeout_seconds=settings.enhancer_timeout_seconds)
-    return None
-
-
 def about(settings: Settings) -> dict[str, Any]:
     return {"target_worker": settings.target_worker, "host": platform.node(), "version": __version__}
 
@@ -204,64 +180,3 @@ def report(queue: Queue, state: str, facts: dict[str, Any]) -> None:
         queue.report_worker(state, facts)
     except (SupabaseUnavailable, SupabaseRefused) as error:
         log.warning("report_failed", reason=str(error))
-
-
-def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
-    """Loads it, and once more after a pause where that failed: a volume may still be coming, or a download going on.
-
-    Raises ModelMissing or ModelInvalid the second time, and GpuUnusable or OutOfMemory at once; `public.workers` then says so too.
-    """
-    queue = Queue(connect(settings), settings)
-    # aside: a Supabase that is slow to answer must not hold up the model
-    threading.Thread(target=report, args=(queue, "starting", about(settings)), daemon=True).start()
-    started = time.monotonic()
-    log.info("model_loading")
-    retrying = Retrying(
-        retry=retry_if_exception_type((ModelMissing, ModelInvalid)),
-        wait=wait_fixed(settings.model_retry_seconds),
-        stop=stop_after_attempt(2),
-        before_sleep=lambda state: log.warning("model_not_loaded", reason=str(state.outcome and state.outcome.exception())),
-        reraise=True,
-    )
-    try:
-        engine = retrying(load)
-    except WorkerError as error:
-        report(queue, "failed", about(settings) | {"error": f"{error.code}: {error}"})
-        raise
-    log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
-    return engine
-
-
-def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
-    """Loads the model once, then works until SIGTERM or SIGINT. A second signal ends the process at once.
-
-    Raises SettingsInvalid, ModelMissing or ModelInvalid, which only the operator can mend.
-
-    Signals come to a thread through a socket: what a handler does runs inside whatever lock the main thread happens to hold.
-    """
-    stop: Callable[[], None] = lambda: os._exit(ExitCode.DRAINED)  # noqa: E731  until something is claimed there is nothing to drain
-    arrivals, departures = socket.socketpair()
-    departures.setblocking(False)
-    signal.set_wakeup_fd(departures.fileno())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)
-
-    def wait_for_signals() -> None:
-        if arrivals.recv(1):  # nothing comes when `run_worker` has returned and the other end is closed
-            stop()
-        if second := arrivals.recv(1):
-            os._exit(128 + second[0])
-
-    threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
-    # before the slow load, so that what is set wrong is told at once
-    enhancer = make_enhancer(settings)
-    image_check = load_image_check(settings.image_check) if settings.image_check else None
-    try:
-        worker = Worker(settings, load_model(settings, load), enhancer, image_check)
-        stop = worker.stop
-        return worker.run()
-    except (ModelMissing, ModelInvalid):
-        raise
-    except Exception as error:
-        log.error("worker_broke", exc_info=error)  # nobody foresaw it; only a new process may do better
-        return ExitCode.BROKEN

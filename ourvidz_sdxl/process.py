@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -45,6 +46,8 @@ from ourvidz_sdxl.similarity import similarity
 from ourvidz_sdxl.storage import Storage, bucket_of, path_of
 
 log = structlog.get_logger()
+
+MAX_UPLOADS = 6  # of one job at a time: all images of the largest batch, since each upload mostly waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,31 +194,33 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
 
 def deliver(job: Job, prepared: Prepared, painting: Sequence[Image.Image], lease: Lease, tools: Tools) -> list[dict[str, Any]]:
     """Uploads the images and their thumbnails; returns the rows of `job_images`, which only `finish_job` makes visible."""
-    bucket, rows, engine, plan, reference = bucket_of(job), [], tools.engine, prepared.plan, prepared.reference
-    for index, (image, seed) in enumerate(zip(painting, plan.seeds, strict=True)):
+
+    def deliver_one(index: int) -> dict[str, Any]:
+        image = painting[index]
         words = describe(plan, index, model=engine.model, model_hash=engine.model_hash, version=__version__)
         picture = encode(image, job.output_format, None if job.metadata.private_metadata else words)
         small = thumbnail(image)
         path, thumbnail_path = path_of(job, index, picture), path_of(job, index, small)
-        for target, file in ((path, picture), (thumbnail_path, small)):
+        for target, file in ((thumbnail_path, small), (path, picture)):
             lease.check()
             tools.storage.upload(bucket, target, file)
-        rows.append(
-            {
-                "index": index,
-                "bucket": bucket,
-                "path": path,
-                "thumbnail_path": thumbnail_path,
-                "seed": seed,
-                "width": image.width,
-                "height": image.height,
-                "mime_type": picture.mime_type,
-                "bytes": len(picture.content),
-                "sha256": picture.sha256,
-                "similarity_score": round(similarity(image, reference), 4) if reference else None,
-            }
-        )
-    return rows
+        return {
+            "index": index,
+            "bucket": bucket,
+            "path": path,
+            "thumbnail_path": thumbnail_path,
+            "seed": plan.seeds[index],
+            "width": image.width,
+            "height": image.height,
+            "mime_type": picture.mime_type,
+            "bytes": len(picture.content),
+            "sha256": picture.sha256,
+            "similarity_score": round(similarity(image, reference), 4) if reference else None,
+        }
+
+    bucket, engine, plan, reference = bucket_of(job), tools.engine, prepared.plan, prepared.reference
+    with ThreadPoolExecutor(MAX_UPLOADS, thread_name_prefix="upload") as pool:
+        return list(pool.map(deliver_one, range(len(painting))))
 
 
 def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, Any]], settings: Settings) -> list[str]:

@@ -204,7 +204,7 @@ class Supervisor:
 
 
 def supervise(settings: Settings, command: Sequence[str]) -> ExitCode:
-    """Runs `command`, which must call `loop.run_worker`, once for each GPU until SIGTERM or SIGINT."""
+    """Runs `command`, which must call `startup.run_worker`, once for each GPU until SIGTERM or SIGINT."""
     return Supervisor(settings, command, gpus(os.environ), os.environ).run()
 
 

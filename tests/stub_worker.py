@@ -23,9 +23,9 @@ from PIL import Image
 
 from ourvidz_sdxl import errors, supervisor
 from ourvidz_sdxl.engine import OnStep
-from ourvidz_sdxl.loop import run_worker
 from ourvidz_sdxl.plan import Plan
 from ourvidz_sdxl.settings import Settings
+from ourvidz_sdxl.startup import run_worker
 from ourvidz_sdxl.telemetry import set_up_logging
 
 
