@@ -31,13 +31,15 @@ from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.lifeline import Lifeline, Sign, pipe_from_environment
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
-from ourvidz_sdxl.queue import Claimed, Lease, Queue
+from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
 from ourvidz_sdxl.safety import ImageCheck
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.storage import Storage
 from ourvidz_sdxl.wakeup import Wakeup
 
 log = structlog.get_logger()
+
+LAST_WORD_SECONDS = 1.0  # for giving back a job after the grace is over
 
 
 class Worker:
@@ -159,7 +161,13 @@ class Worker:
             for lease in self._held():
                 lease.end(Released)
             self._wait_until_idle(grace * 0.25)
-        log.info("worker_drained", left=len(self._held()))
+        left = self._held()  # their threads are stuck in a step or an upload, and end with the process
+        for lease in left:
+            try:
+                self._queue.finish(lease, Outcome.RELEASED, patience_seconds=LAST_WORD_SECONDS)
+            except (SupabaseUnavailable, SupabaseRefused) as error:
+                log.warning("not_given_back", job_id=str(lease.job_id), reason=str(error))
+        log.info("worker_drained", given_back=len(left))
 
     def _wait_until_idle(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

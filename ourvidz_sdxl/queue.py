@@ -132,10 +132,11 @@ class Queue:
         metrics: dict[str, Any] | None = None,
         warnings: Sequence[dict[str, str]] = (),
         enhanced_prompt: str | None = None,
+        patience_seconds: float | None = None,
     ) -> str:
         """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written).
 
-        It is tried until the lease ends: whoever has painted a job does not give it up for a short outage.
+        Unless `patience_seconds` says otherwise it is tried until the lease ends: what is painted is not given up for a short outage.
         """
         answer = self._rpc(
             "finish_job",
@@ -149,7 +150,7 @@ class Queue:
                 "p_warnings": list(warnings),
                 "p_enhanced_prompt": enhanced_prompt,
             },
-            patience_seconds=max(MIN_PATIENCE_SECONDS, lease.expires_at - self._clock()),
+            patience_seconds=patience_seconds or max(MIN_PATIENCE_SECONDS, lease.expires_at - self._clock()),
         )
         return str(answer)
 

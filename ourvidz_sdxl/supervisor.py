@@ -153,6 +153,8 @@ class Supervisor:
         child.process = None
         if status in (ExitCode.DRAINED, ExitCode.SETTINGS):
             self._children.remove(child)
+            if child.sign.held:
+                self._give_back(child, None)
             if status == ExitCode.SETTINGS:
                 self._exit_code = ExitCode.SETTINGS
                 self._stop(signal.SIGTERM)  # the others have the same settings
@@ -163,9 +165,7 @@ class Supervisor:
         """Gives back what a dead worker held, and decides when there is to be a new one."""
         reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         log.error("worker_died", worker_id=child.worker_id, reason=reason, held=len(child.sign.held))
-        thread = threading.Thread(target=self._give_back, args=(child.worker_id, child.sign, reason), daemon=True)
-        thread.start()
-        self._farewells = [t for t in self._farewells if t.is_alive()] + [thread]
+        self._give_back(child, reason)
         child.stillborn = 0 if child.ready else child.stillborn + 1
         if child.stillborn >= MAX_STILLBORN:
             log.error("gpu_given_up", worker_id=child.worker_id, gpu=child.gpu)
@@ -175,23 +175,29 @@ class Supervisor:
         pause = min(MAX_PAUSE_SECONDS, 2.0**child.stillborn - 1)
         child.start_at = time.monotonic() + pause
 
-    def _give_back(self, worker_id: str, sign: Sign, reason: str) -> None:
-        """The dead cannot write any more, so that its leases are the supervisor's to end."""
+    def _give_back(self, child: Child, death: str | None) -> None:
+        """The dead write no more: their leases are the supervisor's to end. `death` is None after an orderly end."""
+        # aside: a Supabase that is slow to answer must not keep the others waiting
+        thread = threading.Thread(target=self._write_farewell, args=(child.worker_id, child.sign, death), daemon=True)
+        thread.start()
+        self._farewells = [farewell for farewell in self._farewells if farewell.is_alive()] + [thread]
+
+    def _write_farewell(self, worker_id: str, sign: Sign, death: str | None) -> None:
         queue = self._queue = self._queue or Queue(connect(self._settings), self._settings)
         try:
             for job_id, token in sign.held.items():
-                painted = job_id == sign.painting
-                lease = Lease(UUID(job_id), UUID(token), time.monotonic() + self._settings.lease_seconds)
-                error = WorkerDied if painted else Released
+                crashed = death is not None and job_id == sign.painting
+                error = WorkerDied if crashed else Released
                 verdict = queue.finish(
-                    lease,
-                    Outcome.CRASHED if painted else Outcome.RELEASED,
+                    Lease(UUID(job_id), UUID(token), time.monotonic() + self._settings.lease_seconds),
+                    Outcome.CRASHED if crashed else Outcome.RELEASED,
                     error={"code": error.code, "message": error.user_message},
                 )
-                log.warning("job_given_back", job_id=job_id, painted=painted, verdict=verdict)
-            facts = {"target_worker": self._settings.target_worker, "host": platform.node(), "version": __version__}
-            error_text = f"{WorkerDied.code}: {reason}"
-            queue.report_worker("failed", facts | dict(sign.facts) | {"error": error_text}, worker_id=worker_id)
+                log.warning("job_given_back", job_id=job_id, crashed=crashed, verdict=verdict)
+            if death:
+                facts = {"target_worker": self._settings.target_worker, "host": platform.node(), "version": __version__}
+                facts |= sign.facts
+                queue.report_worker("failed", facts | {"error": f"{WorkerDied.code}: {death}"}, worker_id=worker_id)
         except (SupabaseUnavailable, SupabaseRefused) as failure:
             log.error("not_given_back", worker_id=worker_id, reason=str(failure))  # their leases run out
 

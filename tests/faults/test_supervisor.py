@@ -10,7 +10,7 @@ import pytest
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.supervisor import SILENCE_SECONDS, Child, gpus
-from tests.integration.conftest import Database, User
+from tests.integration.conftest import Database, User, wait_until
 from tests.processes import STUB, SUPERVISED_STUB, WorkerProcess, environ
 
 TARGET = "supervised"
@@ -78,7 +78,7 @@ def test_a_job_that_two_workers_die_of_is_poison(db: Database, user: User, worke
 def test_a_hung_gpu_is_noticed_by_the_steps_that_do_not_come(db: Database, user: User, worker: WorkerProcess) -> None:
     job = user.insert(target_worker=TARGET, prompt="hang")
     assert worker.wait_for("worker_killed")["reason"] == "gpu_hung"
-    worker.wait_for("job_given_back", job_id=job["id"], painted=True)
+    worker.wait_for("job_given_back", job_id=job["id"], crashed=True)
 
 
 def test_a_stopped_process_is_noticed_by_its_silence() -> None:
@@ -98,6 +98,27 @@ def test_sigterm_goes_through_to_the_worker(db: Database, user: User, worker: Wo
     assert worker.wait_for_exit() == 0
     row = row_of(db, job["id"])
     assert (row["status"], row["attempts"], row["crashes"]) in {("queued", 0, 0), ("completed", 1, 0)}
+
+
+def test_what_a_drained_worker_could_not_end_is_given_back(db: Database, user: User, supabase: EmbeddedSupabase) -> None:
+    with WorkerProcess(
+        supabase, SUPERVISED_STUB, target_worker=TARGET, lease_seconds=600, stub_step_seconds=0.05, shutdown_grace_seconds=1
+    ) as worker:
+        job, waiting = user.insert(target_worker=TARGET, prompt="hang"), user.insert(target_worker=TARGET)
+        worker.wait_for("job_claimed", job_id=waiting["id"])
+        wait_until(db, "select count(*) = 2 from public.jobs where status = 'processing'")
+    for row in (row_of(db, job["id"]), row_of(db, waiting["id"])):
+        assert (row["status"], row["attempts"], row["crashes"]) == ("queued", 0, 0)
+
+
+def test_a_job_that_waits_for_the_gpu_can_be_cancelled(db: Database, user: User, worker: WorkerProcess) -> None:
+    painting = user.insert(target_worker=TARGET, steps=100)
+    worker.wait_for("job_claimed", job_id=painting["id"])
+    waiting = user.insert(target_worker=TARGET)
+    worker.wait_for("job_claimed", job_id=waiting["id"])
+    user.client.table("jobs").update({"cancel_requested_at": "now"}).eq("id", waiting["id"]).execute()
+    worker.wait_for("job_cancelled", job_id=waiting["id"])
+    assert row_of(db, painting["id"])["status"] == "processing"
 
 
 def test_a_second_sigterm_ends_it_at_once_and_gives_the_job_back(db: Database, user: User, supabase: EmbeddedSupabase) -> None:

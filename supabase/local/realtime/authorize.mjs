@@ -41,8 +41,9 @@ async function rolledBack(pool, ask) {
     });
   } catch (error) {
     const code = /** @type {any} */ (error).code;
-    // A refusal (42501), and likewise a policy that fails: nobody gets through. What is no answer of the database is not ours to judge.
-    if (!(error instanceof RolledBack) && !/^[0-9A-Z]{5}$/.test(code ?? "")) throw error;
+    // A refusal (42501), and likewise a policy that fails: nobody gets through. What is no answer of the database, or one that says that
+    // it goes down (57) or has no room (53), is not ours to judge.
+    if (!(error instanceof RolledBack) && !/^(?!57|53|08)[0-9A-Z]{5}$/.test(code ?? "")) throw error;
   }
   return answer;
 }
