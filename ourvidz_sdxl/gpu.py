@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -14,9 +14,13 @@ LOOK_SECONDS = 0.1  # how long a job that waits for its turn may overlook that i
 
 
 class Gpu:
-    """`steps` counts every sign of life while a job paints: its begin, each denoising step, its end."""
+    """`steps` counts every sign of life while a job paints: its begin, each denoising step, its end.
 
-    def __init__(self) -> None:
+    `on_turn` is called whenever another job, or none, is on the GPU: should the process die, the right one is to be charged.
+    """
+
+    def __init__(self, on_turn: Callable[[], None]) -> None:
+        self._on_turn = on_turn
         self._free = threading.Lock()
         self._usable = True
         self.painting: UUID | None = None
@@ -31,16 +35,19 @@ class Gpu:
             if not self._usable:
                 raise Released("the GPU is unusable")
             lease.check()
-            self.painting = lease.job_id
-            self.step()
+            self._pass_to(lease.job_id)
             yield
         except GpuUnusable:
             self._usable = False
             raise
         finally:
-            self.painting = None
-            self.step()
+            self._pass_to(None)
             self._free.release()
+
+    def _pass_to(self, job_id: UUID | None) -> None:
+        self.painting = job_id
+        self.step()
+        self._on_turn()
 
     def step(self) -> None:
         self.steps += 1

@@ -52,7 +52,7 @@ class Worker:
         self._progress = Progress(settings)
         self._wakeup = Wakeup(settings, self._on_cancel)
         self._storage = Storage(client, patience_seconds=settings.lease_seconds / 2)
-        self._gpu = Gpu()
+        self._gpu = Gpu(on_turn=lambda: self._lifeline.tell())
         self._tools = Tools(
             engine=engine,
             gpu=self._gpu,

@@ -136,7 +136,7 @@ class Queue:
     ) -> str:
         """`ok`, `already` (an earlier call arrived though its reply did not) or `lost` (nothing was written).
 
-        Unless `patience_seconds` says otherwise it is tried until the lease ends: what is painted is not given up for a short outage.
+        Unless `patience_seconds` says otherwise tried until the lease ends: no short outage costs a painted job.
         """
         answer = self._rpc(
             "finish_job",

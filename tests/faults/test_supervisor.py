@@ -75,6 +75,16 @@ def test_a_job_that_two_workers_die_of_is_poison(db: Database, user: User, worke
     assert (after["status"], after["attempts"], after["crashes"]) == ("completed", 1, 0), "what waited beside it is not charged"
 
 
+def test_the_job_on_the_gpu_is_charged_and_not_the_one_before_it(db: Database, user: User, worker: WorkerProcess) -> None:
+    """Both change places within the lifeline's second; the first is still being uploaded when the second kills the worker."""
+    innocent = user.insert(target_worker=TARGET, steps=2, batch_size=6)
+    poison = user.insert(target_worker=TARGET, prompt="die")
+    worker.wait_for("job_completed", job_id=innocent["id"])
+    wait_until(db, "select completed_at is not null from public.jobs where id = %s", poison["id"])
+    assert row_of(db, innocent["id"])["crashes"] == 0
+    assert (row_of(db, poison["id"])["error_code"], row_of(db, poison["id"])["claims"]) == ("poison_job", 2)
+
+
 def test_a_hung_gpu_is_noticed_by_the_steps_that_do_not_come(db: Database, user: User, worker: WorkerProcess) -> None:
     job = user.insert(target_worker=TARGET, prompt="hang")
     assert worker.wait_for("worker_killed")["reason"] == "gpu_hung"
