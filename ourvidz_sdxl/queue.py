@@ -23,6 +23,8 @@ from ourvidz_sdxl.settings import Settings
 
 MIN_PATIENCE_SECONDS = 5.0  # for a last word even when the lease is about to end; a late one is refused as `lost`
 
+LEASE_MARGIN_SECONDS = 1.0  # about a denoising step: nobody should still paint what another may have claimed
+
 
 class Outcome(StrEnum):
     COMPLETED = "completed"
@@ -73,15 +75,20 @@ class Queue:
         self._client = client
         self._settings = settings
         self._clock = clock
-        self._unanswered: UUID | None = None  # the token of a claim that may have been made though no answer came
+        self._unanswered: tuple[UUID, float] | None = (
+            None  # token and time of a claim that may have been made, though no answer came
+        )
 
     def claim(self) -> tuple[Claimed | None, float | None]:
         """One job, or None with the seconds until it is worth asking again (None: nothing is known to be coming).
 
-        A claim that was not answered is made again under its token, by the next call too, so that its job comes to light.
+        A claim that was not answered is made again under its token, by the next call too, so that its job comes to light; but not
+        after a lease's time, since a token is to name one lease only.
         """
-        token = self._unanswered = self._unanswered or uuid4()
         asked_at = self._clock()
+        if self._unanswered is None or asked_at - self._unanswered[1] > self._settings.lease_seconds:
+            self._unanswered = (uuid4(), asked_at)
+        token = self._unanswered[0]
         answer = self._rpc(
             "claim_jobs",
             {
@@ -96,7 +103,7 @@ class Queue:
         self._unanswered = None
         if answer["jobs"]:
             row = answer["jobs"][0]
-            lease = Lease(UUID(row["id"]), token, asked_at + self._settings.lease_seconds, self._clock)
+            lease = Lease(UUID(row["id"]), token, self._ends(asked_at), self._clock)
             return Claimed(row=row, lease=lease), None
         if answer["more"]:
             return None, 0.05  # somebody holds the row's lock and may roll back
@@ -120,7 +127,7 @@ class Queue:
                 lease.end(LeaseLost)
             case "cancel":
                 lease.end(JobCancelled)
-        lease.expires_at = asked_at + self._settings.lease_seconds
+        lease.expires_at = self._ends(asked_at)
 
     def finish(
         self,
@@ -163,6 +170,10 @@ class Queue:
         for row in self._rpc("sweep_orphans", {}):
             orphans.setdefault(row["bucket"], []).append(row["path"])
         return orphans
+
+    def _ends(self, asked_at: float) -> float:
+        """When a lease that was asked for then counts as over here: before the database thinks so."""
+        return asked_at + self._settings.lease_seconds - LEASE_MARGIN_SECONDS
 
     def _rpc(self, function: str, arguments: dict[str, Any], *, patience_seconds: float | None = None) -> Any:
         seconds = self._settings.lease_seconds / 2 if patience_seconds is None else patience_seconds

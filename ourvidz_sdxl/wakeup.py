@@ -3,8 +3,8 @@
 The hint is never the truth. A worker that hears nothing claims every `poll_interval_seconds`; while its subscription stands it
 relaxes to `poll_interval_connected_seconds`, and it claims once on every (re)subscription, for what it missed while it was deaf.
 
-The client of supabase-py gives up for good after some failures, so it is not asked to reconnect: after each loss it is thrown away
-and a new one is made. Connections that are dead without a close are found by the websocket's own ping (20 s, twice).
+The client of supabase-py gives up for good after some failures, and does not notice when nobody answers its heartbeats. So it is
+watched from here and not asked to reconnect: whatever is lost or silent is thrown away, and a new one is made.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from realtime import AsyncRealtimeClient, RealtimeSubscribeStates
+from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, Message, RealtimeSubscribeStates
 
 from ourvidz_sdxl.settings import Settings
 
-MAX_PAUSE_SECONDS = 15.0
+FIRST_PAUSE_SECONDS = 0.5
+MAX_PAUSE_SECONDS = 8.0  # times the jitter at most 12, so that wake is back within 15 s after the longest outage
+HEARTBEAT_SECONDS = 10.0  # a silent connection is found within two of them; Realtime itself closes after 60 s without one
+JOIN_SECONDS = 10.0
+FAREWELL_SECONDS = 1.0  # for a close frame when the worker ends
+HEARTBEAT_TOPIC = "phoenix"
 
 # After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
 # shows it to others: the first look can come too early.
@@ -30,12 +35,25 @@ SECOND_LOOK_SECONDS = 0.2
 log = structlog.get_logger()
 
 
+class HeartbeatReplies(AsyncRealtimeChannel):
+    """What the server answers to heartbeats: the client gives a message to the channel of its topic, and has none for this one."""
+
+    heard: Callable[[], None]
+
+    def _handle_message(self, _message: Any) -> None:
+        self.heard()
+
+
 class Wakeup:
     """Runs the subscription in a thread of its own; `wait` and `wake` may be called from any other."""
 
-    def __init__(self, settings: Settings, on_cancel: Callable[[UUID], None]) -> None:
+    def __init__(
+        self, settings: Settings, on_cancel: Callable[[UUID], None], *, heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
         self._settings = settings
         self._on_cancel = on_cancel
+        self._heartbeat_seconds = heartbeat_seconds
+        self._farewells: set[asyncio.Task[None]] = set()
         self._hint = threading.Event()
         self._hinted = False
         self._connected = threading.Event()
@@ -78,26 +96,28 @@ class Wakeup:
         except asyncio.CancelledError:
             pass
         finally:
+            if self._farewells:
+                self._loop.run_until_complete(asyncio.wait(self._farewells, timeout=FAREWELL_SECONDS))
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
     async def _listen_for_ever(self) -> None:
-        pause = 0.5
+        pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                await self._listen()
-                pause = 0.5
+                reason = await self._listen()
             except Exception as error:  # noqa: BLE001  whatever the socket does, the timer goes on and we try again
-                log.warning("realtime_lost", reason=f"{type(error).__name__}: {error}", retry_in_seconds=round(pause, 1))
+                reason = f"{type(error).__name__}: {error}"
+            pause = FIRST_PAUSE_SECONDS if self.connected else min(pause * 2, MAX_PAUSE_SECONDS)
+            log.warning("realtime_lost", reason=reason, retry_in_seconds=round(pause, 1))
             self._connected.clear()
             self.wake()  # so that a relaxed timer is replaced by the strict one
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  jitter, so that a fleet does not return as one
-            pause = min(pause * 2, MAX_PAUSE_SECONDS)
 
-    async def _listen(self) -> None:
-        """One connection, from join to loss."""
+    async def _listen(self) -> str:
+        """One connection, from join to loss; returns why it was lost."""
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_state(state: RealtimeSubscribeStates, error: Exception | None) -> None:
@@ -126,12 +146,32 @@ class Wakeup:
         )
         channel.on_broadcast("wake", lambda _: self.wake())
         channel.on_broadcast("cancel", self._cancel)
+        beats: asyncio.Task[None] | None = None
         try:
-            await channel.subscribe(on_state)
-            reason = await lost
+            async with asyncio.timeout(JOIN_SECONDS):
+                await channel.subscribe(on_state)
+            beats = asyncio.create_task(self._beat(client, lost))
+            return await lost
         finally:
-            await client.close()
-        log.warning("realtime_lost", reason=reason)
+            if beats:
+                beats.cancel()
+            # aside: a server that is silent does not answer the farewell either
+            farewell = asyncio.create_task(client.close())
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    async def _beat(self, client: AsyncRealtimeClient, lost: asyncio.Future[str]) -> None:
+        """Asks the server for a sign of life now and then; resolves `lost` when none came until it was to be asked again."""
+        answered = asyncio.Event()
+        replies = HeartbeatReplies(client, HEARTBEAT_TOPIC)
+        replies.heard = answered.set
+        client.channels[HEARTBEAT_TOPIC] = replies
+        while not lost.done():
+            answered.clear()
+            await client.send(Message(topic=HEARTBEAT_TOPIC, event="heartbeat", payload={}, ref="heartbeat"))
+            await asyncio.sleep(self._heartbeat_seconds)
+            if not answered.is_set() and not lost.done():
+                lost.set_result("silent")
 
     def _cancel(self, message: Any) -> None:
         try:

@@ -8,19 +8,25 @@ import logging
 import socket
 import socketserver
 import ssl
+import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from PIL import Image
 
 from ourvidz_sdxl.errors import ReferenceInvalid, ReferenceUnreachable
 from ourvidz_sdxl.fetch import Deadline, Internet, Limits, fetch_reference, tls_until
+from ourvidz_sdxl.reference import decode_reference
 
 HOST = "pictures.test"  # exists in no DNS (RFC 6761), so that only a pinned connection can get anywhere
 URL = f"https://{HOST}/a.png?token=secret"
@@ -376,6 +382,91 @@ def test_a_redirect_loop_ends(fetch: Fetch, tls: ssl.SSLContext) -> None:
             fetch(server)
         assert not caught.value.retryable
     assert server.connections == 4
+
+
+def test_a_server_that_speaks_something_else_is_asked_again(fetch: Fetch, tls: ssl.SSLContext) -> None:
+    with running(Server(tls, saying(b"220 mail.pictures.test ESMTP\r\n"))) as server, pytest.raises(ReferenceUnreachable):
+        fetch(server)
+    assert server.connections == 3
+
+
+# What is served: the type in the header is never asked, the bytes are
+
+
+def png(width: int, height: int, *, more: bytes = b"") -> bytes:
+    """A PNG that claims to be of that size, with chunks of a stranger's behind the head and hardly a pixel."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(more)) if more else b""
+    return b"\x89PNG\r\n\x1a\n" + head + text + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def encoded(kind: str, size: tuple[int, int] = (64, 64), **options: Any) -> bytes:
+    content = BytesIO()
+    noise = Image.effect_noise(size, 50).convert("RGB")
+    noise.save(content, kind, **options)
+    return content.getvalue()
+
+
+NOT_AN_IMAGE = "The reference is not a PNG, JPEG or WebP image."
+DAMAGED = "The reference image is damaged."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>Sign in first</html>", NOT_AN_IMAGE),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', NOT_AN_IMAGE),
+        (b"%PDF-1.7", NOT_AN_IMAGE),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NOT_AN_IMAGE),  # Pillow would call Ghostscript
+        (encoded("GIF"), NOT_AN_IMAGE),
+        (encoded("TIFF"), NOT_AN_IMAGE),
+        (encoded("BMP"), NOT_AN_IMAGE),
+        (gzip.compress(encoded("PNG")), NOT_AN_IMAGE),
+        (b"", NOT_AN_IMAGE),
+        (encoded("PNG")[:-2000], DAMAGED),
+        (encoded("JPEG")[:500], DAMAGED),
+        (encoded("WEBP")[:500], DAMAGED),
+        (png(64, 64), DAMAGED),
+        (png(8_000, 8_000), "The reference image is too large: 40 megapixels at most."),
+        (png(30_000, 30_000), DAMAGED),  # beyond Pillow's own limit, which comes first
+        (png(2**31 - 1, 1), DAMAGED),
+        (png(64, 64, more=b"\0" * 2**27), DAMAGED),
+    ],
+    ids=[
+        *("html", "svg", "pdf", "postscript", "gif", "tiff", "bmp", "gzip", "empty", "half a png", "half a jpeg", "half a webp"),
+        *("no pixels", "bomb", "large bomb", "long bomb", "text bomb"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_words(content: bytes, message: str, fetch: Fetch, tls: ssl.SSLContext) -> None:
+    answer = OK + b"Content-Type: image/png\r\n" + with_length(content)
+    tracemalloc.start()
+    try:
+        with running(Server(tls, saying(answer))) as server, pytest.raises(ReferenceInvalid) as caught:
+            decode_reference(fetch(server))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.user_message, caught.value.retryable, server.connections) == (message, False, 1)
+    assert peak_bytes < 20 * 1024 * 1024
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("declared", [b"image/png", b"text/html", b"application/octet-stream"])
+def test_a_picture_is_a_picture_whatever_it_is_called(kind: str, declared: bytes, fetch: Fetch, tls: ssl.SSLContext) -> None:
+    with running(Server(tls, saying(OK + b"Content-Type: " + declared + b"\r\n" + with_length(encoded(kind))))) as server:
+        assert decode_reference(fetch(server)).size == (64, 64)
+
+
+def test_of_a_moving_picture_the_first_frame_is_taken(fetch: Fetch, tls: ssl.SSLContext) -> None:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")] * 50
+    content = BytesIO()
+    frames[0].save(content, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    with running(Server(tls, saying(OK + with_length(content.getvalue())))) as server:
+        assert decode_reference(fetch(server)).getpixel((9, 9)) == (255, 0, 0)
 
 
 def test_an_odd_header_does_not_bring_the_url_into_the_log(
