@@ -11,7 +11,7 @@ SUPABASE_CLI := 3.1.0
 
 .PHONY: help
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 .PHONY: demo
 demo: setup  ## Embedded Supabase + worker + a first job; stays up (ONCE=1 ends after the job; PROMPT="…")
@@ -23,17 +23,23 @@ test: setup check  ## Everything that CI runs
 	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 
 .PHONY: check
-check: setup  ## Formatting, lints, types, import directions
+check: setup  ## Formatting, lints (the database's too), types, import directions, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	cd $(LOCAL) && $(NPM) run --silent check
+	$(BIN)/python -m tools.check_database
+	$(BIN)/python -m tools.audit
 
 .PHONY: bench
 bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
-	$(BIN)/python -m benchmarks.wake
+	$(BIN)/python -m benchmarks.wakeup
 	$(BIN)/python -m benchmarks.bundled_model
+
+.PHONY: security-page
+security-page: setup  ## Write docs/security.md from the role matrix
+	WRITE_SECURITY_PAGE=1 $(BIN)/python -m pytest tests/integration/test_role_matrix.py
 
 .PHONY: format
 format: setup  ## Format the code

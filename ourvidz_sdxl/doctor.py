@@ -53,7 +53,7 @@ def _buckets(settings: Settings) -> str | None:
     missing = {*settings.job_types, "reference_images"} - there.keys()
     if missing:
         return f"{', '.join(sorted(missing))} missing. Run `supabase db push`."
-    if public := [name for name, is_public in there.items() if is_public and name in settings.job_types]:
+    if public := [name for name, is_public in there.items() if is_public and name in {*settings.job_types, "reference_images"}]:
         return f"{', '.join(public)} is public: anybody can read its images. Make it private in the dashboard."
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -24,7 +24,7 @@ EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # Exif 2.3, tables 4 and 7
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedFile:
-    content: bytes
+    content: bytes = field(repr=False)
     mime_type: str
     suffix: str
 

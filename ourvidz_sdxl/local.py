@@ -21,7 +21,7 @@ STOP_SECONDS = 20
 class EmbeddedSupabase:
     url: str
     db_url: str = field(repr=False)
-    publishable_key: str
+    publishable_key: str = field(repr=False)
     secret_key: str = field(repr=False)
 
 

@@ -39,7 +39,7 @@ from ourvidz_sdxl.wakeup import Wakeup
 
 log = structlog.get_logger()
 
-LAST_WORD_SECONDS = 1.0  # for giving back a job after the grace is over
+LAST_WORD_SECONDS = 1.0  # for what is still to be said after the grace is over
 
 
 class Worker:
@@ -80,7 +80,7 @@ class Worker:
             self._drain()
         if self._gpu_unusable.is_set():
             return ExitCode.BROKEN
-        self._report("stopped")
+        report(self._queue, "stopped", self._facts, patience_seconds=LAST_WORD_SECONDS)
         return ExitCode.DRAINED
 
     def stop(self) -> None:
@@ -140,7 +140,7 @@ class Worker:
     def _keep_house(self) -> None:
         """Says that this worker lives, and removes what no job will publish."""
         while True:
-            self._report("draining" if self._stopping.is_set() else "ready")
+            report(self._queue, "draining" if self._stopping.is_set() else "ready", self._facts)
             try:
                 for bucket, paths in self._queue.sweep_orphans().items():
                     self._storage.remove(bucket, paths)
@@ -148,9 +148,6 @@ class Worker:
             except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
                 log.warning("sweep_failed", reason=str(error))
             time.sleep(self._settings.heartbeat_seconds)
-
-    def _report(self, state: str) -> None:
-        report(self._queue, state, self._facts)
 
     def _drain(self) -> None:
         """Lets the held jobs end within the grace; gives the rest back, uncharged."""
@@ -183,8 +180,8 @@ def about(settings: Settings) -> dict[str, Any]:
     return {"target_worker": settings.target_worker, "host": platform.node(), "version": __version__}
 
 
-def report(queue: Queue, state: str, facts: dict[str, Any]) -> None:
+def report(queue: Queue, state: str, facts: dict[str, Any], *, patience_seconds: float | None = None) -> None:
     try:
-        queue.report_worker(state, facts)
+        queue.report_worker(state, facts, patience_seconds=patience_seconds)
     except (SupabaseUnavailable, SupabaseRefused) as error:
         log.warning("report_failed", reason=str(error))

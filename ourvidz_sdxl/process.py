@@ -44,6 +44,7 @@ from ourvidz_sdxl.safety import NEGATIVE, ImageCheck, check_images, check_text
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.similarity import similarity
 from ourvidz_sdxl.storage import Storage, bucket_of, path_of
+from ourvidz_sdxl.telemetry import withhold, withholding
 
 log = structlog.get_logger()
 
@@ -71,14 +72,16 @@ class Prepared:
 
     plan: Plan
     reference: Image.Image | None
-    enhanced_prompt: str | None
+    enhanced_prompt: str | None = field(repr=False)
     warnings: list[dict[str, str]] = field(default_factory=list)
 
 
 def process(claimed: Claimed, tools: Tools) -> None:
     """Does the job and ends it in the database, whatever happens. Raises GpuUnusable on, since the process must end then."""
     lease = claimed.lease
-    with structlog.contextvars.bound_contextvars(job_id=str(lease.job_id), attempt=claimed.row.get("attempts")):
+    words = (claimed.row.get(name) for name in ("prompt", "negative_prompt", "reference_image_url"))
+    facts = {"job_id": str(lease.job_id), "attempt": claimed.row.get("attempts")}
+    with structlog.contextvars.bound_contextvars(**facts), withholding(*words):
         log.info("job_claimed", worker_id=tools.settings.worker_id)
         started = time.monotonic()
         with heartbeat(lease, tools.queue, every_seconds=tools.settings.heartbeat_seconds):
@@ -129,6 +132,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     if tools.enhancer and job.enhance_prompt and job.prompt.strip() and not copies:
         try:
             enhanced_prompt = tools.enhancer.enhance(job.prompt)
+            withhold(enhanced_prompt)
             check_text(texts | {"enhanced_prompt": enhanced_prompt}, tools.settings.content_policy)
         except EnhancementFailed as error:
             warnings.append({"code": "not_enhanced", "message": "Painted from your own prompt: it could not be enhanced in time."})

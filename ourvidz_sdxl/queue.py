@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
@@ -61,7 +61,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    row: dict[str, Any]
+    row: dict[str, Any] = field(repr=False)
     lease: Lease
 
 
@@ -99,6 +99,7 @@ class Queue:
                 "p_limit": 1,
                 "p_lease_seconds": self._settings.lease_seconds,
             },
+            patience_seconds=self._settings.poll_interval_seconds,  # the loop, which must also hear a SIGTERM, asks again by itself
         )
         self._unanswered = None
         if answer["jobs"]:
@@ -161,8 +162,11 @@ class Queue:
         )
         return str(answer)
 
-    def report_worker(self, state: str, facts: dict[str, Any], *, worker_id: str | None = None) -> None:
-        self._rpc("report_worker", {"p_worker": worker_id or self._settings.worker_id, "p_state": state, "p_facts": facts})
+    def report_worker(
+        self, state: str, facts: dict[str, Any], *, worker_id: str | None = None, patience_seconds: float | None = None
+    ) -> None:
+        arguments = {"p_worker": worker_id or self._settings.worker_id, "p_state": state, "p_facts": facts}
+        self._rpc("report_worker", arguments, patience_seconds=patience_seconds)
 
     def sweep_orphans(self) -> dict[str, list[str]]:
         """Objects that no job will ever publish: paths by bucket. Empty, too, when another worker has just asked."""

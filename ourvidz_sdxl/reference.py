@@ -11,6 +11,7 @@ from ourvidz_sdxl.errors import ReferenceInvalid
 from ourvidz_sdxl.job import Fit
 
 MAX_PIXELS = 40_000_000  # decoded, 120 MB of RGB; Pillow itself only warns, and only at twice that
+TOO_LARGE = "The reference image is too large: 40 megapixels at most."
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -21,13 +22,15 @@ def decode_reference(content: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise ReferenceInvalid(user_message="The reference image is too large: 40 megapixels at most.")
+                    raise ReferenceInvalid(user_message=TOO_LARGE)
                 upright = ImageOps.exif_transpose(image).convert("RGBA")
                 clean = Image.new("RGB", upright.size, "white")  # a new image has none of the old one's metadata
                 clean.paste(upright, mask=upright)
                 return clean
     except ReferenceInvalid:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):  # Pillow's own limit, met before ours
+        raise ReferenceInvalid(user_message=TOO_LARGE) from None
     except UnidentifiedImageError:
         raise ReferenceInvalid(user_message="The reference is not a PNG, JPEG or WebP image.") from None
     except Exception as error:  # noqa: BLE001  Pillow raises undocumented types on hostile bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,13 @@ class Settings(BaseModel):
     @classmethod
     def _no_slash(cls, value: object) -> object:
         return value.strip().rstrip("/") if isinstance(value, str) else value
+
+    @field_validator("supabase_service_role_key", "enhancer_api_key")
+    @classmethod
+    def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            raise ValueError("this is not a key: it has spaces, or signs that no key has")  # HTTP libraries would quote it
+        return value
 
     @field_validator("supabase_service_role_key")
     @classmethod

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
-from contextlib import suppress
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from traceback import TracebackException
 from typing import Any, TextIO
 
 import structlog
@@ -20,14 +22,57 @@ SECRET_LOOKS = re.compile(
 )
 
 
+# Libraries and errors may quote the job that they failed at.
+_withheld: ContextVar[set[str] | None] = ContextVar("withheld", default=None)
+
+
+@contextmanager
+def withholding(*texts: str | None) -> Iterator[None]:
+    """Inside, on this thread, no word of `texts` gets into the log by way of an error or a library."""
+    token = _withheld.set(set())
+    try:
+        withhold(*texts)
+        yield
+    finally:
+        _withheld.reset(token)
+
+
+def withhold(*texts: str | None) -> None:
+    """Adds to what is withheld: words and not whole texts, since a part may be quoted. The shortest say nothing by themselves."""
+    if (words := _withheld.get()) is not None:
+        words.update(word.lower() for text in texts for word in re.findall(r"\w{4,}", str(text or "")))
+
+
+def _without_words(text: str) -> str:
+    words = _withheld.get()
+    return re.sub(r"\w{4,}", lambda found: "***" if found[0].lower() in words else found[0], text) if words else text
+
+
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A structlog processor."""
     for key, value in event.items():
         if key in SECRET_KEYS:
             event[key] = "***"
         elif isinstance(value, str):
-            event[key] = SECRET_LOOKS.sub("***", value)
+            foreign = key == "reason" or (key == "event" and not event.get("_from_structlog", True))
+            event[key] = SECRET_LOOKS.sub("***", _without_words(value) if foreign else value)
     return event
+
+
+def tell_error(exc_info: Any) -> str:
+    """As Python prints it, less what is withheld; the lines of code stay whole."""
+
+    def tell(error: TracebackException) -> Iterator[str]:
+        if error.__cause__ is not None:
+            yield from tell(error.__cause__)
+            yield "\nwhich was the cause of\n\n"
+        elif error.__context__ is not None and not error.__suppress_context__:
+            yield from tell(error.__context__)
+            yield "\nand while that was handled\n\n"
+        yield from error.stack.format()
+        yield from map(_without_words, error.format_exception_only())
+
+    return "".join(tell(TracebackException(*exc_info))).rstrip()
 
 
 class LossyStream:
@@ -53,7 +98,7 @@ def set_up_logging(log_format: str = "auto", level: str = "info") -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(tell_error),
         redact,
     ]
     renderer: Any = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()

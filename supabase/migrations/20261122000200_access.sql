@@ -9,6 +9,7 @@ alter table public.negative_presets enable row level security;
 
 revoke all on public.jobs, public.job_images, public.job_events, public.workers, public.negative_presets
   from anon, authenticated, service_role;
+revoke all on all sequences in schema public from anon, authenticated, service_role;   -- job_events numbers its rows by trigger alone
 
 grant select on public.jobs, public.job_images, public.job_events to authenticated;
 grant insert (id, user_id, job_type, target_worker, metadata, idempotency_key, prompt, negative_prompt, batch_size, width, height,

@@ -90,14 +90,17 @@ def test_global_unicast_is_public(address: str) -> None:
         "127.255.255.254",
         "168.63.129.16",  # Azure's platform
         "169.254.169.254",  # the others' metadata
+        "169.254.170.2",  # Amazon's for containers
         "172.16.0.1",
         "172.31.255.255",
         "192.0.0.8",
+        "192.0.0.170",  # tells a network's NAT64 prefix
         "192.0.0.192",  # Oracle's metadata, the older
         "192.0.2.1",
         "192.88.99.1",
         "192.168.1.1",
         "198.18.0.1",
+        "198.19.255.255",
         "198.51.100.1",
         "203.0.113.1",
         "224.0.0.1",
@@ -109,8 +112,11 @@ def test_global_unicast_is_public(address: str) -> None:
         "::7f00:1",  # IPv4-compatible 127.0.0.1
         "::ffff:127.0.0.1",
         "::ffff:a9fe:a9fe",
+        "::ffff:100.100.100.200",
         "::ffff:0:127.0.0.1",  # IPv4-translated, RFC 2765
         "64:ff9b::a9fe:a9fe",  # NAT64 of the metadata address
+        "64:ff9b::7f00:1",
+        "64:ff9b::808:808",  # of a public one, too: who needs it has the public one
         "64:ff9b:1::1",
         "100::1",
         "2001::1",  # Teredo
@@ -119,11 +125,13 @@ def test_global_unicast_is_public(address: str) -> None:
         "2001:20::1",
         "2001:db8::1",
         "2002:7f00:1::",  # 6to4 of 127.0.0.1
+        "2002:a9fe:a9fe::",
         "3fff::1",
         "4000::1",
         "5f00::1",
         "fc00::1",
         "fd00:ec2::254",  # Amazon's metadata
+        "fd20:ce::254",  # Google's
         "fe80::1",
         "fe80::1%1",
         "fec0::1",
@@ -154,8 +162,20 @@ def test_everything_else_is_not(address: str, world: World) -> None:
         "①②⑦.0.0.1",
         "127。0。0。1",
         "localhost",
+        "localhost.",
+        "127.0.0.1.",
+        "%31%32%37.0.0.1",
+        "127.0.0.1%00.pictures.test",
+        "0x7f.0x0.0x0.0x1",
+        "0x00000000000007f.1",
+        "017700000001",
+        "10.1",
+        "169.254.43518",
         "[::1]",
         "[::]",
+        "[::127.0.0.1]",
+        "[::ffff:0x7f.1]",
+        "[fe80::1%25lo]",
         "[::ffff:127.0.0.1]",
         "[::ffff:7f00:1]",
         "[0:0:0:0:0:ffff:a9fe:a9fe]",
@@ -301,6 +321,35 @@ def test_a_redirect_passes_the_same_gate(location: str, message: str, world: Wor
     moved(web, URL, location)
     error = refusal(lambda: fetch_reference(URL, internet=world.internet))
     assert (error.user_message, error.retryable, len(web.calls)) == (message, False, 1)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "//169.254.169.254/latest/meta-data/",
+        "https://2852039166/",
+        "https://0xa9.0xfe.0xa9.0xfe/",
+        "https://[::ffff:169.254.169.254]/",
+        "https://[64:ff9b::a9fe:a9fe]/",
+        "https://[fd00:ec2::254]/",
+        "https://pictures.test:443@169.254.169.254/",
+        "https://①⑥⑨.②⑤④.①⑥⑨.②⑤④/",
+    ],
+)
+def test_no_redirect_leads_to_the_metadata_server(location: str, world: World, web: responses.RequestsMock) -> None:
+    """By the real resolver, for all but the first name."""
+    moved(web, URL, location)
+    internet = Internet(resolve=lambda host: [PUBLIC] if host == "pictures.test" else resolve(host), sleep=world.sleep)
+    assert not refusal(lambda: fetch_reference(URL, internet=internet)).retryable
+    assert len(web.calls) == 1
+
+
+@pytest.mark.parametrize("location", ["https:169.254.169.254/", "\\\\169.254.169.254/", "169.254.169.254", "?//169.254.169.254/"])
+def test_what_only_looks_like_another_host_is_a_place_on_the_same(location: str, world: World, web: responses.RequestsMock) -> None:
+    moved(web, URL, location)
+    web.get(re.compile("https://pictures.test/.+"), body=IMAGE)
+    assert fetch_reference(URL, internet=world.internet) == IMAGE
+    assert world.asked == ["pictures.test"] * 2
 
 
 def test_redirects_are_counted(world: World, web: responses.RequestsMock) -> None:
