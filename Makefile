@@ -34,8 +34,18 @@ check: setup  ## Formatting, lints (the database's too), types, import direction
 
 .PHONY: bench
 bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
+	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.wakeup
+	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.bundled_model
+
+.PHONY: chaos
+chaos: setup  ## Kill, stall, restart and drop at random, and check that each job ends once (JOBS=1500 SEED=1)
+	$(BIN)/python -m tests.chaos --jobs $(or $(JOBS),1500) $(if $(SEED),--seed $(SEED))
+
+.PHONY: soak
+soak: setup  ## Full rate for MINUTES=10: memory, connections and objects must stay level
+	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10)
 
 .PHONY: security-page
 security-page: setup  ## Write docs/security.md from the role matrix

@@ -1,5 +1,6 @@
 -- The queue: the only functions that change a job's state. The worker calls them with its service key and chooses the lease token, so
 -- that a call whose reply was lost can be made again without further effect.
+-- `set enable_seqscan = off`: a plan that was made, and kept, while the table was empty would read all of it when it is full.
 
 -- Waiting time before the next attempt: exponential with full jitter, in seconds.
 create function private.backoff(p_attempt integer, p_base real default 5, p_cap real default 300) returns interval
@@ -9,7 +10,7 @@ $$;
 
 -- Ends or requeues the jobs whose lease ran out: their worker died or lost its way. Returns how many.
 create function public.reap_jobs(p_target text, p_limit integer default 50) returns integer
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 declare
   v_reaped integer;
 begin
@@ -30,48 +31,71 @@ begin
   return v_reaped;
 end $$;
 
+-- When the claims of each target look for dead leases again; one row a target.
+create table private.reaping (
+  target_worker text primary key,
+  next_at       timestamptz not null
+);
+
 -- Takes up to p_limit waiting jobs under a lease.
--- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next delayed job, or null};
+-- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next delayed job, or until the next
+-- lease ends unless it is renewed (then somebody must look), or null};
 -- each row comes with the "negative_preset" of its job type.
--- The planner traps that this shape avoids: a LIMIT parameter in a SQL function is planned for a tenth of the backlog, and FOR UPDATE
--- would skip rows whose children are being written (FOR NO KEY UPDATE does not).
+-- Dead leases are looked for once a second and not at every claim: to look is to visit every job that is processing.
+-- The planner traps that this shape avoids: a parameter as LIMIT is planned for a tenth of the backlog, a constant one for one row;
+-- and FOR UPDATE would skip rows whose children are being written (FOR NO KEY UPDATE does not).
 create function public.claim_jobs(
   p_worker text, p_target text, p_job_types text[], p_token uuid, p_limit integer default 1, p_lease_seconds integer default 60
 ) returns jsonb
-language plpgsql volatile set search_path = '' set statement_timeout = '5s' as $$
+language plpgsql volatile set search_path = '' set enable_seqscan = off set statement_timeout = '5s' as $$
 declare
+  v_lease_expires_at constant timestamptz := now() + make_interval(secs => p_lease_seconds);
+  v_id uuid;
+  v_ids uuid[];
   v_jobs jsonb;
-  v_next timestamptz;
   v_more boolean;
+  v_next timestamptz;
 begin
-  perform public.reap_jobs(p_target, greatest(p_limit, 10));
-  with again as (   -- the same call made again: its reply was lost
-    update public.jobs j set lease_expires_at = now() + make_interval(secs => p_lease_seconds)
-     where j.status = 'processing' and j.target_worker = p_target and j.lease_token = p_token returning j.*)
-  select jsonb_agg(to_jsonb(a) order by a.priority, a.fair_key, a.id) into v_jobs from again a;
-  if v_jobs is null then
-    with next as materialized (
-      select j.id from public.jobs j
-       where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at <= now()
-       order by j.priority, j.fair_key, j.id limit p_limit for no key update skip locked),
-    claimed as (
-      update public.jobs j
-         set status = 'processing', progress = 0, attempts = j.attempts + 1, claims = j.claims + 1, started_at = now(), error_code = null, error_message = null,
-             lease_token = p_token, leased_by = p_worker, lease_expires_at = now() + make_interval(secs => p_lease_seconds)
-       where j.id = any (array (select next.id from next)) returning j.*)
-    select jsonb_agg(to_jsonb(c) order by c.priority, c.fair_key, c.id) into v_jobs from claimed c;
+  perform pg_advisory_xact_lock(hashtextextended('claim ' || p_token, 0));   -- made again while the first one still runs, it waits
+  if not exists (select from private.reaping r where r.target_worker = p_target and r.next_at between now() and now() + interval '1 s')
+     and pg_try_advisory_xact_lock(hashtextextended('reaping of ' || p_target, 0)) then
+    insert into private.reaping values (p_target, now() + interval '1 s')
+    on conflict (target_worker) do update set next_at = excluded.next_at;
+    perform public.reap_jobs(p_target);
   end if;
-  if v_jobs is null then
+  with again as (   -- the same call made again: its reply was lost
+    update public.jobs j set lease_expires_at = v_lease_expires_at
+     where j.status = 'processing' and j.target_worker = p_target and j.lease_token = p_token returning j.id)
+  select array_agg(a.id) into v_ids from again a;
+  if v_ids is null then
+    for place in 1 .. p_limit loop
+      update public.jobs j
+         set status = 'processing', progress = 0, attempts = j.attempts + 1, claims = j.claims + 1, started_at = now(),
+             error_code = null, error_message = null,
+             lease_token = p_token, leased_by = p_worker, lease_expires_at = v_lease_expires_at
+       where j.id = (select w.id from public.jobs w
+                      where w.status = 'queued' and w.target_worker = p_target and w.job_type = any (p_job_types)
+                        and w.run_at <= now()
+                      order by w.priority, w.fair_key, w.id limit 1 for no key update skip locked)
+      returning j.id into v_id;
+      exit when not found;
+      v_ids := v_ids || v_id;
+    end loop;
+  end if;
+  if v_ids is null then
     select exists (select from public.jobs j
                     where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at <= now()),
-           (select min(j.run_at) from public.jobs j
-             where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at > now())
+           least((select min(j.run_at) from public.jobs j
+                   where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at > now()),
+                 (select greatest(min(j.lease_expires_at), now() + interval '1 s') from public.jobs j
+                   where j.status = 'processing' and j.target_worker = p_target having count(*) > 0))
       into v_more, v_next;
+  else
+    select jsonb_agg(to_jsonb(j) || jsonb_build_object('negative_preset', coalesce(n.negative_prompt, ''))
+                     order by j.priority, j.fair_key, j.id) into v_jobs
+      from public.jobs j left join public.negative_presets n on n.job_type = j.job_type where j.id = any (v_ids);
   end if;
-  select jsonb_agg(taken.job || jsonb_build_object('negative_preset', coalesce(n.negative_prompt, '')) order by taken.place) into v_jobs
-    from jsonb_array_elements(v_jobs) with ordinality taken (job, place)
-    left join public.negative_presets n on n.job_type = taken.job ->> 'job_type';
-  return jsonb_build_object('jobs', coalesce(v_jobs, '[]'::jsonb), 'more', coalesce(v_more, true),
+  return jsonb_build_object('jobs', coalesce(v_jobs, '[]'), 'more', coalesce(v_more, true),
                             'next_run_in_ms', ceil(extract(epoch from v_next - now()) * 1000)::bigint);
 end $$;
 
@@ -80,7 +104,7 @@ end $$;
 -- The lease is tested and not the status: with the status the planner prefers the wrong index.
 create function public.heartbeat_jobs(p_ids uuid[], p_token uuid, p_lease_seconds integer default 60, p_progress jsonb default '{}')
 returns table (id uuid, verdict text)
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
   return query
@@ -103,7 +127,7 @@ create function public.finish_job(
   p_id uuid, p_token uuid, p_outcome text, p_images jsonb default '[]', p_error jsonb default null, p_metrics jsonb default null,
   p_warnings jsonb default '[]', p_enhanced_prompt text default null
 ) returns text
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 declare
   v_job public.jobs;
   v_status text;
@@ -144,9 +168,9 @@ begin
          progress = case v_status when 'completed' then 100 when 'queued' then 0 else j.progress end,
          completed_at = case when v_status <> 'queued' then now() end,
          lease_expires_at = null,
-         error_code = case when v_poison then 'poison_job' when v_status <> 'completed' then p_error ->> 'code' end,
+         error_code = case when v_poison then 'poison_job' when v_status in ('failed', 'queued') then p_error ->> 'code' end,
          error_message = case when v_poison then 'This job stopped two workers in a row.'
-                              when v_status <> 'completed' then p_error ->> 'message' end,
+                              when v_status in ('failed', 'queued') then p_error ->> 'message' end,
          metrics = coalesce(p_metrics, j.metrics),
          warnings = p_warnings,
          enhanced_prompt = coalesce(p_enhanced_prompt, j.enhanced_prompt),
@@ -163,7 +187,7 @@ end $$;
 -- Names that are not of the worker's making (<user id>/<job id>/<claim>-<index>…) are left alone.
 create function public.sweep_orphans(p_limit integer default 1000, p_pause_seconds real default 15)
 returns table (bucket text, path text)
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_from private.sweep;
@@ -171,7 +195,8 @@ declare
   v_paths text[];
   v_seen integer;
 begin
-  select * into v_from from private.sweep s where s.next_at <= now() for update skip locked;
+  select * into v_from from private.sweep s
+   where s.next_at not between now() and now() + make_interval(secs => p_pause_seconds) for update skip locked;
   if not found then
     return;
   end if;
@@ -184,12 +209,14 @@ begin
      set bucket = case when v_seen < p_limit then '' else v_buckets[v_seen] end,
          path = case when v_seen < p_limit then '' else v_paths[v_seen] end,
          next_at = now() + make_interval(secs => p_pause_seconds);
-  return query
+  return query   -- scalar subqueries and not EXISTS: each object is looked up by itself, and nothing is joined as a whole
   select o.bucket, o.path
     from unnest(v_buckets, v_paths) o (bucket, path)
-   where o.path ~ '^[0-9a-f-]{36}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[0-9]+-[0-9]\.'
-     and not exists (select from public.job_images i where i.bucket = o.bucket and (i.path = o.path or i.thumbnail_path = o.path))
-     and not exists (select from public.jobs j where j.id = split_part(o.path, '/', 2)::uuid and j.completed_at is null);
+   where case when o.path ~ '^[0-9a-f-]{36}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[0-9]+-[0-9]\.' then
+           coalesce((select j.completed_at is not null from public.jobs j where j.id = split_part(o.path, '/', 2)::uuid), true)
+           and (select count(*) from public.job_images i where i.path = o.path and i.bucket = o.bucket) = 0
+           and (select count(*) from public.job_images i where i.thumbnail_path = o.path and i.bucket = o.bucket) = 0
+         end;
 end $$;
 
 -- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version", "error"}.
@@ -217,6 +244,7 @@ grant execute on function
   public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real)
   to service_role;
 grant usage on schema private to service_role;
+grant select, insert, update on private.reaping to service_role;
 grant select, update on private.sweep to service_role;
 grant execute on function private.backoff(integer, real, real) to service_role;
 

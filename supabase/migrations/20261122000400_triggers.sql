@@ -2,10 +2,11 @@
 -- Trigger functions run as their owner, since realtime.send() works with its caller's rights; none can be called through the API.
 
 -- Place in the queue. Start-time fair queueing (Goyal, Vin and Cheng, 1996): a job starts, in virtual time, where the head of the queue
--- is now (or, with nobody waiting, the job last begun) or where the same user's last active job ends, whichever is later. So a user's flood delays the flood, not the next user's single job. Each priority
--- has a queue of its own. A user's inserts go one after the other: side by side, they would not see each other's cost, nor the quota.
+-- is now (or, with nobody waiting, the job last begun) or where the same user's last active job ends, whichever is later. So a
+-- user's flood delays the flood, not the next user's single job. Each priority has a queue of its own. A user's inserts go one after
+-- the other: side by side, they would not see each other's cost, nor the quota.
 create function private.jobs_before_insert() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
 declare
   v_active integer;
   v_own_end double precision;
@@ -54,7 +55,8 @@ begin
   return new;
 end $$;
 create trigger jobs_before_update before update on public.jobs
-  for each row execute function private.jobs_before_update();
+  for each row when (old.completed_at is not null or old.cancel_requested_at is distinct from new.cancel_requested_at)
+  execute function private.jobs_before_update();
 
 -- Realtime must never stop a job: whatever goes wrong in there becomes a warning.
 create function private.send(p_payload jsonb, p_event text, p_topic text) returns void
@@ -84,18 +86,18 @@ create trigger jobs_wake_on_insert after insert on public.jobs
 create function private.jobs_changed() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_old public.jobs;
+  v_images jsonb;
 begin
-  if tg_op = 'UPDATE' then
-    v_old := old;
-  end if;
-  if v_old.status is distinct from new.status then
+  if old.status is distinct from new.status then   -- on insert, old is null
     insert into public.job_events (job_id, status, attempt, worker, error_code)
     values (new.id, new.status, new.attempts, new.leased_by, new.error_code);
-    if tg_op = 'UPDATE' and new.status = 'queued' and new.run_at <= now() then
+    if new.status = 'queued' and tg_op = 'UPDATE' and new.run_at <= now() then
       perform private.send('{}', 'wake', 'worker:' || new.target_worker);   -- a worker gave it back
     end if;
-  elsif new.cancel_requested_at is distinct from v_old.cancel_requested_at then
+    if new.status = 'completed' then
+      select jsonb_agg(to_jsonb(i) order by i.index) into v_images from public.job_images i where i.job_id = new.id;
+    end if;
+  elsif old.cancel_requested_at is distinct from new.cancel_requested_at then
     perform private.send(jsonb_build_object('id', new.id), 'cancel', 'worker:' || new.target_worker);
   end if;
   -- the shape of realtime.broadcast_changes(), less what is nobody's business outside, plus the images once there are any
@@ -103,9 +105,8 @@ begin
     jsonb_build_object(
       'schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op,
       'record', to_jsonb(new) - array['lease_token', 'leased_by', 'lease_expires_at', 'fair_key', 'cost'],
-      'old_record', case when v_old.id is not null then jsonb_build_object('id', v_old.id, 'status', v_old.status, 'progress', v_old.progress) end,
-      'images', case when new.status = 'completed' then
-        (select jsonb_agg(to_jsonb(i) order by i.index) from public.job_images i where i.job_id = new.id) end),
+      'old_record', case when tg_op = 'UPDATE' then jsonb_build_object('id', old.id, 'status', old.status, 'progress', old.progress) end,
+      'images', v_images),
     tg_op, 'user:' || new.user_id);
   return null;
 end $$;

@@ -1,9 +1,12 @@
 """The queue functions keep their promises, called as the worker calls them: through REST with the service key."""
 
+import threading
 from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
+import psycopg
+import psycopg.rows
 import pytest
 from postgrest.exceptions import APIError
 from supabase import Client
@@ -55,6 +58,30 @@ class Caller:
 @pytest.fixture
 def caller(service: Client) -> Caller:
     return Caller(service)
+
+
+def new_user(db: Database) -> str:
+    """Somebody of whom only the id matters."""
+    user_id = str(uuid4())
+    db.execute("insert into auth.users (id, email) values (%s, %s)", (user_id, f"{user_id}@example.com"))
+    return user_id
+
+
+def insert(db: Database, user_id: str, count: int = 1, **columns: Any) -> list[str]:
+    """The ids of `count` rows that the user inserts in one statement; `columns` may be those that only the service may set."""
+    row = {"user_id": user_id, "job_type": "sdxl_image_fast", "prompt": "x", "target_worker": TARGET} | columns
+    names, values = ", ".join(row), ", ".join(["%s"] * len(row))
+    query = f"insert into public.jobs ({names}) select {values} from generate_series(1, {count}) returning id::text"
+    return [made["id"] for made in db.execute(query.encode(), list(row.values())).fetchall()]
+
+
+def wakes(db: Database) -> int:
+    return messages(db, f"worker:{TARGET}", "wake")
+
+
+def messages(db: Database, topic: str, event: str) -> int:
+    query = "select count(*) as sent from realtime.messages where topic = %s and event = %s and private"
+    return cast("int", cast("dict[str, Any]", db.execute(query, (topic, event)).fetchone())["sent"])
 
 
 def image(index: int = 0) -> dict[str, Any]:
@@ -159,6 +186,134 @@ def test_a_heartbeat_renews_and_carries_progress(db: Database, user: User, calle
     assert row == {"progress": 40, "renewed": True}
 
 
+class TestACrash:
+    def crash(self, caller: Caller, job_id: str) -> str:
+        token = str(uuid4())
+        assert [row["id"] for row in caller.claim(token)["jobs"]] == [job_id], "it waits at once, without a pause"
+        return caller.finish(job_id, token, "crashed", p_error={"code": "gpu_lost", "message": "m"})
+
+    def test_gives_the_attempt_back_and_requeues_at_once(self, db: Database, user: User, caller: Caller) -> None:
+        job_id, woken = user.insert()["id"], wakes(db)
+        assert self.crash(caller, job_id) == "ok"
+        row = user.job(job_id)
+        assert (row["status"], row["attempts"], row["crashes"], row["claims"]) == ("queued", 0, 1, 1)
+        assert row["error_code"] == "gpu_lost"
+        assert wakes(db) == woken + 1, "and the others hear of it"
+
+    def test_the_second_in_a_row_fails_the_job_as_poison_and_charges_it(self, db: Database, user: User, caller: Caller) -> None:
+        job_id = user.insert()["id"]
+        self.crash(caller, job_id)
+        assert self.crash(caller, job_id) == "ok"
+        row = user.job(job_id)
+        assert (row["status"], row["error_code"], row["attempts"], row["crashes"]) == ("failed", "poison_job", 1, 2)
+        assert row["completed_at"]
+
+    def test_a_retry_in_between_begins_the_row_anew(self, db: Database, user: User, caller: Caller) -> None:
+        job_id, token = user.insert()["id"], str(uuid4())
+        self.crash(caller, job_id)
+        caller.claim(token)
+        caller.finish(job_id, token, "retry")
+        due(db)
+        self.crash(caller, job_id)
+        assert (user.job(job_id)["status"], user.job(job_id)["crashes"]) == ("queued", 1)
+
+    def test_a_release_in_between_does_not(self, db: Database, user: User, caller: Caller) -> None:
+        job_id, token = user.insert()["id"], str(uuid4())
+        self.crash(caller, job_id)
+        caller.claim(token)
+        caller.finish(job_id, token, "released")
+        self.crash(caller, job_id)
+        assert user.job(job_id)["error_code"] == "poison_job"
+
+    @pytest.mark.parametrize("earlier_crashes", [0, 1])
+    def test_of_a_cancelled_job_ends_it_as_cancelled(self, db: Database, user: User, caller: Caller, earlier_crashes: int) -> None:
+        job_id, token = user.insert()["id"], str(uuid4())
+        for _ in range(earlier_crashes):
+            self.crash(caller, job_id)
+        caller.claim(token)
+        cancel(user, job_id)
+        assert caller.finish(job_id, token, "crashed") == "ok"
+        assert user.job(job_id)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed", "retry", "cancelled", "released", "crashed"])
+@pytest.mark.parametrize("last_chance", [False, True], ids=["first", "last chance"])
+def test_every_outcome_told_twice_is_known_already_and_has_no_further_effect(
+    db: Database, user: User, caller: Caller, outcome: str, last_chance: bool
+) -> None:
+    job_id, token = user.insert()["id"], str(uuid4())
+    if last_chance:
+        db.execute("update public.jobs set max_attempts = 1, crashes = 1")
+    caller.claim(token)
+    told = {"p_images": [image()] if outcome == "completed" else [], "p_error": {"code": "some_error", "message": "m"}}
+    assert caller.finish(job_id, token, outcome, **told) == "ok"
+    before = everything(db)
+    assert caller.finish(job_id, token, outcome, **told) == "already"
+    assert everything(db) == before
+
+
+def everything(db: Database) -> list[list[dict[str, Any]]]:
+    tables = [b"public.jobs", b"public.job_images", b"public.job_events", b"realtime.messages"]
+    return [db.execute(b"select xmin, ctid, * from " + table).fetchall() for table in tables]
+
+
+def test_a_claim_made_again_renews_its_lease(db: Database, user: User, caller: Caller) -> None:
+    job_id, token = user.insert()["id"], str(uuid4())
+    caller.claim(token, lease_seconds=10)
+    again = caller.claim(token, lease_seconds=1000)["jobs"]
+    assert [(row["id"], row["claims"], row["attempts"]) for row in again] == [(job_id, 1, 1)]
+    row = db.execute("select lease_expires_at > now() + interval '900 s' as renewed from public.jobs").fetchone()
+    assert row == {"renewed": True}
+
+
+def test_claims_counts_every_lease_so_that_no_two_write_to_one_object(db: Database, user: User, caller: Caller) -> None:
+    job_id, seen = user.insert()["id"], []
+    for outcome in ["released", "crashed", "retry", None, "released"]:
+        token = str(uuid4())
+        due(db)
+        seen.append(caller.claim(token)["jobs"][0]["claims"])
+        if outcome:
+            caller.finish(job_id, token, outcome)
+        else:
+            expire(db)
+            caller.call("reap_jobs", p_target=TARGET)
+    assert seen == [1, 2, 3, 4, 5]
+    assert (user.job(job_id)["claims"], user.job(job_id)["attempts"]) == (5, 2), "the retry and the lost lease"
+
+
+def test_a_claim_takes_as_many_as_asked_for_in_order(db: Database, caller: Caller) -> None:
+    ids = insert(db, new_user(db), 5)
+    order = [row["id"] for row in db.execute("select id::text from public.jobs order by fair_key").fetchall()]
+    assert sorted(order) == sorted(ids)
+    token = str(uuid4())
+    assert [row["id"] for row in caller.claim(token, limit=3)["jobs"]] == order[:3]
+    assert [row["id"] for row in caller.claim(token, limit=3)["jobs"]] == order[:3], "the same call again"
+    assert [row["id"] for row in caller.claim(str(uuid4()), limit=3)["jobs"]] == order[3:]
+
+
+def test_claims_look_for_dead_leases_once_a_second(db: Database, user: User, caller: Caller) -> None:
+    def status_after_a_claim() -> str:
+        db.execute("update public.jobs set lease_expires_at = now() - interval '1 s' where status = 'processing'")
+        caller.claim(str(uuid4()))
+        return cast("str", user.job(job_id)["status"])
+
+    job_id = user.insert()["id"]
+    caller.claim(str(uuid4()))
+    db.execute("update private.reaping set next_at = now() + interval '1 s' where target_worker = %s", (TARGET,))
+    assert status_after_a_claim() == "processing", "somebody has just looked"
+    db.execute("update private.reaping set next_at = now() where target_worker = %s", (TARGET,))
+    assert status_after_a_claim() == "queued"
+
+
+def test_a_clock_that_jumped_back_does_not_stop_the_search_for_dead_leases(db: Database, user: User, caller: Caller) -> None:
+    job_id = user.insert()["id"]
+    caller.claim(str(uuid4()))
+    expire(db)
+    db.execute("update private.reaping set next_at = now() + interval '1 hour' where target_worker = %s", (TARGET,))
+    caller.claim(str(uuid4()))
+    assert user.job(job_id)["status"] == "queued"
+
+
 def test_a_job_whose_workers_die_fails_after_its_attempts(db: Database, user: User, caller: Caller) -> None:
     job_id = user.insert()["id"]
     for _ in range(3):
@@ -219,11 +374,220 @@ def test_the_history_tells_it_all(db: Database, user: User, caller: Caller) -> N
     ]
 
 
-def test_one_users_flood_delays_another_by_a_few_places(db: Database, user: User, other: User, caller: Caller) -> None:
-    user.client.table("jobs").insert([{"job_type": "sdxl_image_fast", "prompt": "x", "target_worker": TARGET}] * 100).execute()
-    other.insert()
-    owners = [row["user_id"] for _ in range(4) for row in caller.claim(str(uuid4()))["jobs"]]
-    assert other.id in owners
+class TestFairOrder:
+    """A job starts, in virtual time, where the head of the queue is or where its user's last one ends."""
+
+    def order(self, caller: Caller) -> list[str]:
+        return [row["user_id"] for row in caller.claim(str(uuid4()), limit=50)["jobs"]]
+
+    def test_a_flood_delays_ten_later_singles_by_a_place_each(self, db: Database, caller: Caller) -> None:
+        flood, singles = new_user(db), [new_user(db) for _ in range(10)]
+        insert(db, flood, 100)
+        for single in singles:
+            insert(db, single)
+        assert set(singles) <= set(self.order(caller)[:12])
+
+    def test_a_flood_by_many_connections_at_once_is_a_flood_too(
+        self, supabase: EmbeddedSupabase, db: Database, caller: Caller
+    ) -> None:
+        flood, single, together = new_user(db), new_user(db), threading.Barrier(8)
+
+        def pour() -> None:
+            with psycopg.connect(supabase.db_url, autocommit=True, row_factory=psycopg.rows.dict_row) as own:
+                together.wait()
+                for _ in range(10):
+                    insert(own, flood)
+
+        threads = [threading.Thread(target=pour) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        insert(db, single)
+        assert single in self.order(caller)[:3]
+        keys = db.execute("select count(distinct fair_key) from public.jobs where user_id = %s", (flood,)).fetchone()
+        assert keys == {"count": 80}, "one after the other, as if by one connection"
+
+    def test_a_flood_into_a_queue_with_nobody_waiting_starts_where_the_running_job_is(self, db: Database, caller: Caller) -> None:
+        early, flood = new_user(db), new_user(db)
+        insert(db, early, 30)
+        token = str(uuid4())
+        *done, _running = caller.claim(token, limit=30)["jobs"]
+        for row in done:
+            caller.finish(row["id"], token, "failed", p_error={"code": "x", "message": "m"})
+        insert(db, flood, 40)
+        insert(db, early)
+        assert early in self.order(caller)[:3]
+
+    def test_a_dearer_job_counts_for_more(self, db: Database, caller: Caller) -> None:
+        big, small = new_user(db), new_user(db)
+        for _ in range(5):
+            insert(db, big, batch_size=6)
+        for _ in range(10):
+            insert(db, small, batch_size=1)
+        assert self.order(caller)[1:7].count(small) >= 5
+
+    def test_each_priority_has_an_order_of_its_own(self, db: Database, caller: Caller) -> None:
+        flood, other = new_user(db), new_user(db)
+        insert(db, flood, 50, priority=100)
+        insert(db, other, 20, priority=10)
+        insert(db, flood, 1, priority=10)
+        order = self.order(caller)
+        assert flood in order[:3], "what waits at another priority is not held against it"
+        assert order[:21].count(other) == 20, "the lower number goes first"
+
+
+class TestADelayedJob:
+    @pytest.fixture
+    def job_id(self, db: Database) -> str:
+        return insert(db, new_user(db), run_at="2100-01-01")[0]
+
+    def test_is_not_claimed_early(self, job_id: str, caller: Caller) -> None:
+        answer = caller.claim(str(uuid4()))
+        assert (answer["jobs"], answer["more"]) == ([], False)
+        assert answer["next_run_in_ms"] > 1e9
+
+    def test_is_claimed_when_its_time_has_come(self, db: Database, job_id: str, caller: Caller) -> None:
+        due(db)
+        assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [job_id]
+
+    def test_lets_others_go_first_whatever_its_place(self, db: Database, job_id: str, caller: Caller) -> None:
+        db.execute("update public.jobs set fair_key = -1")
+        other = insert(db, new_user(db))
+        assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == other
+
+    def test_wakes_the_workers_at_its_insert_who_then_learn_when_to_come_back(self, db: Database, caller: Caller) -> None:
+        woken = wakes(db)
+        insert(db, new_user(db), run_at="2100-01-01")
+        assert wakes(db) == woken + 1
+
+    def test_the_soonest_decides_when_to_come_back(self, db: Database, job_id: str, caller: Caller) -> None:
+        insert(db, new_user(db))
+        db.execute("update public.jobs set run_at = now() + interval '5 s' where id <> %s", (job_id,))
+        assert 3_000 < caller.claim(str(uuid4()))["next_run_in_ms"] <= 5_000
+
+
+def test_one_statement_wakes_once_however_many_rows_it_inserts(db: Database) -> None:
+    woken = wakes(db)
+    insert(db, new_user(db), 100)
+    assert wakes(db) == woken + 1
+
+
+def test_the_user_hears_every_change_once(db: Database, user: User, caller: Caller) -> None:
+    topic, token, job_id = f"user:{user.id}", str(uuid4()), user.insert()["id"]
+    caller.claim(token)
+    for _ in range(2):
+        caller.heartbeat(job_id, token, p_progress={job_id: 50})  # the second one changes nothing
+    caller.finish(job_id, token, "completed", p_images=[image()])
+    heard = db.execute("select event, payload from realtime.messages where topic = %s order by inserted_at", (topic,)).fetchall()
+    assert [(row["event"], row["payload"]["record"]["status"], row["payload"]["record"]["progress"]) for row in heard] == [
+        ("INSERT", "queued", 0),
+        ("UPDATE", "processing", 0),
+        ("UPDATE", "processing", 50),
+        ("UPDATE", "completed", 100),
+    ]
+    last = heard[-1]["payload"]
+    assert [shown["path"] for shown in last["images"]] == ["u/j/1-0.png"]
+    assert last["old_record"] == {"id": job_id, "status": "processing", "progress": 50}
+    assert not {"lease_token", "leased_by", "lease_expires_at"} & set(last["record"]), "nobody outside learns the token"
+
+
+class TestTheQuota:
+    def test_of_200_active_jobs_is_kept_with_429(self, db: Database, user: User, caller: Caller) -> None:
+        insert(db, user.id, 200)
+        with pytest.raises(APIError) as refused:
+            user.insert()
+        assert refused.value.code == "PT429"
+        caller.claim(str(uuid4()), limit=10)
+        with pytest.raises(APIError, match="too many active jobs"):
+            user.insert()
+
+    def test_is_each_users_own_and_frees_up_with_each_end(self, db: Database, user: User, other: User) -> None:
+        ids = insert(db, user.id, 200)
+        other.insert()
+        cancel(user, ids[0])
+        user.insert()
+
+
+def test_an_insert_made_again_under_its_idempotency_key_adds_no_job(db: Database, user: User) -> None:
+    first = user.insert(idempotency_key="click-1")
+    row = {"job_type": "sdxl_image_fast", "prompt": "x", "target_worker": TARGET, "idempotency_key": "click-1"}
+    again = user.client.table("jobs").upsert(row, on_conflict="user_id,idempotency_key", ignore_duplicates=True).execute()
+    assert again.data == []
+    assert db.execute("select id::text from public.jobs").fetchall() == [{"id": first["id"]}]
+
+
+class TestTheSweepForOrphans:
+    """`sweep_orphans` names the objects that no job will ever publish."""
+
+    @pytest.fixture(autouse=True)
+    def _empty_buckets(self, db: Database) -> None:
+        db.execute("delete from storage.objects where bucket_id in ('sdxl_image_fast', 'sdxl_image_high')")
+        self.begin_anew(db)
+
+    def begin_anew(self, db: Database) -> None:
+        db.execute("update private.sweep set bucket = '', path = '', next_at = now()")
+
+    def upload(self, db: Database, *names: str, bucket: str = "sdxl_image_fast") -> list[str]:
+        for name in names:
+            db.execute("insert into storage.objects (bucket_id, name) values (%s, %s)", (bucket, name))
+        return sorted(names)
+
+    def sweep(self, caller: Caller, **arguments: Any) -> list[str]:
+        return [row["path"] for row in caller.call("sweep_orphans", **({"p_pause_seconds": 0} | arguments))]
+
+    def names(self, user_id: str, job_id: str, claim: int = 1) -> list[str]:
+        return [f"{user_id}/{job_id}/{claim}-0.png", f"{user_id}/{job_id}/{claim}-0.thumb.webp"]
+
+    def test_finds_what_a_finished_job_did_not_publish_and_not_what_it_did(self, db: Database, user: User, caller: Caller) -> None:
+        job_id, token = user.insert()["id"], str(uuid4())
+        path, thumbnail = self.upload(db, *self.names(user.id, job_id, claim=2))
+        stale = self.upload(db, *self.names(user.id, job_id, claim=1))
+        caller.claim(token)
+        assert self.sweep(caller) == [], "an active job may still publish"
+        caller.finish(job_id, token, "completed", p_images=[image() | {"path": path, "thumbnail_path": thumbnail}])
+        assert sorted(self.sweep(caller)) == stale
+
+    def test_leaves_the_objects_of_a_waiting_job(self, db: Database, user: User, caller: Caller) -> None:
+        self.upload(db, *self.names(user.id, user.insert()["id"]))
+        assert self.sweep(caller) == []
+
+    def test_finds_those_of_a_job_that_was_deleted(self, db: Database, user: User, caller: Caller) -> None:
+        orphans = self.upload(db, *self.names(user.id, str(uuid4())))
+        assert sorted(self.sweep(caller)) == orphans
+
+    def test_leaves_names_that_no_worker_makes(self, db: Database, user: User, caller: Caller) -> None:
+        self.upload(db, "readme.txt", f"{user.id}/cat.png", f"{user.id}/{uuid4()}/cat.png", f"{user.id}/not-a-uuid/1-0.png")
+        self.upload(db, *self.names(user.id, str(uuid4())), bucket="reference_images")
+        assert self.sweep(caller) == []
+
+    def test_goes_on_where_the_last_one_stopped_and_wraps_at_the_end(self, db: Database, user: User, caller: Caller) -> None:
+        orphans = self.upload(db, *(f"{user.id}/{uuid4()}/1-0.png" for _ in range(5)))
+        pages = [self.sweep(caller, p_limit=2) for _ in range(4)]
+        assert pages == [orphans[:2], orphans[2:4], orphans[4:], orphans[:2]]
+
+    def test_covers_both_buckets(self, db: Database, user: User, caller: Caller) -> None:
+        fast = self.upload(db, f"{user.id}/{uuid4()}/1-0.png")
+        high = self.upload(db, f"{user.id}/{uuid4()}/1-0.png", bucket="sdxl_image_high")
+        rows = caller.call("sweep_orphans", p_pause_seconds=0)
+        assert rows == [{"bucket": "sdxl_image_fast", "path": fast[0]}, {"bucket": "sdxl_image_high", "path": high[0]}]
+
+    def test_pauses_between_two_looks_of_the_whole_fleet(self, db: Database, user: User, caller: Caller) -> None:
+        orphans = self.upload(db, f"{user.id}/{uuid4()}/1-0.png")
+        assert self.sweep(caller, p_pause_seconds=15) == orphans
+        assert self.sweep(caller, p_pause_seconds=15) == []
+        db.execute("update private.sweep set next_at = now()")
+        assert self.sweep(caller, p_pause_seconds=15) == orphans
+        db.execute("update private.sweep set next_at = now() + interval '1 hour'")
+        assert self.sweep(caller, p_pause_seconds=15) == orphans, "a clock that jumped back does not stop it"
+
+    def test_one_caller_at_a_time(self, supabase: EmbeddedSupabase, db: Database, user: User, caller: Caller) -> None:
+        orphans = self.upload(db, f"{user.id}/{uuid4()}/1-0.png")
+        with psycopg.connect(supabase.db_url) as other:
+            assert len(other.execute("select * from public.sweep_orphans(p_pause_seconds => 0)").fetchall()) == 1
+            assert self.sweep(caller) == [], "skipped, and not waited for"
+            other.rollback()
+        assert self.sweep(caller) == orphans, "what was rolled back is looked at again"
 
 
 def test_an_insert_never_fails_because_realtime_does(db: Database, user: User) -> None:
@@ -242,6 +606,7 @@ def test_an_insert_never_fails_because_realtime_does(db: Database, user: User) -
         ("finish_job", {"p_id": str(uuid4()), "p_token": str(uuid4()), "p_outcome": "completed"}),
         ("reap_jobs", {"p_target": TARGET}),
         ("report_worker", {"p_worker": "w", "p_state": "ready", "p_facts": {}}),
+        ("sweep_orphans", {}),
     ],
 )
 def test_a_client_cannot_call_them(user: User, function: str, arguments: dict[str, Any]) -> None:
