@@ -40,12 +40,13 @@ bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
 	$(BIN)/python -m benchmarks.bundled_model
 
 .PHONY: chaos
-chaos: setup  ## Kill, stall, restart and drop at random, and check that each job ends once (JOBS=1500 SEED=1)
-	$(BIN)/python -m tests.chaos --jobs $(or $(JOBS),1500) $(if $(SEED),--seed $(SEED))
+chaos: setup  ## Kill, stall, restart and drop at random: each job must end once (JOBS=1500 SEED=n WORKERS=n WRITE=1)
+	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \
+		$(if $(WRITE),--write-results)
 
 .PHONY: soak
-soak: setup  ## Full rate for MINUTES=10: memory, connections and objects must stay level
-	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10)
+soak: setup  ## Ten minutes at full rate: nothing of a worker may grow (MINUTES=n WRITE=1)
+	$(BIN)/python -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WRITE),--write-results)
 
 .PHONY: security-page
 security-page: setup  ## Write docs/security.md from the role matrix
