@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     from ourvidz_sdxl.engine import load_engine
     from ourvidz_sdxl.startup import run_worker
 
-    return run_worker(settings, lambda: load_engine(settings.model_path))
+    return run_worker(settings, lambda: load_engine(settings.model_path, settings.engine))
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ class Settings(BaseModel):
     job_types: tuple[JobType, ...] = (JobType.FAST, JobType.HIGH)
 
     model_path: Path = LUSTIFY
+    engine: Literal["auto", "fast", "reference"] = "auto"
     model_retry_seconds: Annotated[float, Field(ge=0)] = 10
     max_concurrent_jobs: Annotated[int, Field(ge=1, le=16)] = 2
     step_timeout_seconds: Annotated[float, Field(ge=1)] = 120

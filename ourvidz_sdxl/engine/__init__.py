@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+import structlog
 from PIL import Image
 
 from ourvidz_sdxl.plan import Plan
+
+log = structlog.get_logger()
+
+
+EngineKind = Literal["auto", "fast", "reference"]
+"""`auto` is `fast` where that was shown to work, else `reference`."""
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with (done, total). What it raises ends the painting and reaches the caller."""
@@ -51,8 +58,16 @@ class Engine(Protocol):
         """The highest memory use since the last call of this method, in MiB; None on the CPU."""
 
 
-def load_engine(model_path: Path) -> Engine:
-    """Loads the checkpoint onto the GPU, or the CPU where there is none. Raises ModelMissing or ModelInvalid."""
+def load_engine(model_path: Path, kind: EngineKind = "auto") -> Engine:
+    """Loads the checkpoint onto the GPU, or the CPU where there is none.
+
+    Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model.
+    """
+    from ourvidz_sdxl.engine.fast.engine import FastEngine, why_not_fast
     from ourvidz_sdxl.engine.sdxl import SdxlEngine
 
+    obstacle = why_not_fast(model_path)
+    if kind == "fast" or (kind == "auto" and obstacle is None):
+        return FastEngine.load(model_path)
+    log.info("plain_engine", reason=obstacle or "asked for")
     return SdxlEngine.load(model_path)

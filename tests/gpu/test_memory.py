@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ourvidz_sdxl.engine.fast.engine import FastEngine
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.errors import OutOfMemory
 from ourvidz_sdxl.plan import I2IMode, Plan
@@ -37,14 +38,16 @@ def allow(mebibytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(mebibytes * 2**20 / total)
 
 
-def test_a_batch_that_does_not_fit_is_painted_frugally_and_the_engine_goes_on() -> None:
-    engine = SdxlEngine.load(Path(os.environ["CHECKPOINT"]))
+@pytest.mark.parametrize("kind", [SdxlEngine, FastEngine])
+def test_a_batch_that_does_not_fit_is_painted_frugally_and_the_engine_goes_on(kind: type[SdxlEngine]) -> None:
+    allow(torch.cuda.get_device_properties(0).total_memory >> 20)
+    engine = kind.load(Path(os.environ["CHECKPOINT"]))
     loaded = torch.cuda.memory_allocated() >> 20
     whole = [np.asarray(image) for image in engine.paint(PLAN, None, lambda _done, _total: None)]
     peak = engine.peak_vram_mb() or 0
     [alone] = engine.paint(replace(PLAN, seeds=(1,)), None, lambda _done, _total: None, frugal=True)
     frugal_peak = engine.peak_vram_mb() or 0
-    assert loaded < frugal_peak < peak  # on an H100: 6732, 7380 and 9201 MiB
+    assert loaded < frugal_peak < peak, (loaded, frugal_peak, peak)  # on an H100, the plain engine: 6732, 7380 and 9201 MiB
 
     allow((peak + frugal_peak) // 2)  # too little for the batch, enough for its pieces
     with pytest.raises(OutOfMemory):
@@ -52,7 +55,8 @@ def test_a_batch_that_does_not_fit_is_painted_frugally_and_the_engine_goes_on() 
     assert torch.cuda.memory_allocated() >> 20 <= loaded + 64, "nothing of the failed job is kept"
     pieces = [np.asarray(image) for image in engine.paint(PLAN, None, lambda _done, _total: None, frugal=True)]
     assert len(pieces) == 6
-    assert np.array_equal(pieces[0], np.asarray(alone)), "whatever failed before it"
+    # not to the bit: cuDNN chooses its algorithms by the memory that is free
+    assert np.abs(pieces[0].astype(int) - np.asarray(alone)).mean() < 1, "whatever failed before it"
 
     allow(loaded + 16)  # too little for anything
     with pytest.raises(OutOfMemory):

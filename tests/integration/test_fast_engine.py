@@ -1,0 +1,93 @@
+"""The fast engine paints what the plain one paints: every scheduler, with and without a reference, alone and in batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ourvidz_sdxl.engine import load_engine
+from ourvidz_sdxl.engine.fast.engine import FastEngine, why_not_fast
+from ourvidz_sdxl.engine.sdxl import SdxlEngine
+from ourvidz_sdxl.job import Job, Scheduler
+from ourvidz_sdxl.plan import Plan, make_plan
+
+BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-sdxl"
+REFERENCE: dict[str, Any] = {"reference_image_path": "u/x.png"}
+JOBS: dict[str, dict[str, Any]] = {
+    "batch of 3": {"batch_size": 3},
+    "no guidance": {"guidance_scale": 1.0},
+    "long prompt": {"prompt": "a red circle " * 60},
+    "modify": {**REFERENCE, "reference_strength": 0.4},
+    "copy": {**REFERENCE, "exact_copy_mode": True},
+    **{scheduler.value: {"scheduler": scheduler.value} for scheduler in Scheduler},
+    **{f"modify, {scheduler.value}": {**REFERENCE, "scheduler": scheduler.value, "batch_size": 3} for scheduler in Scheduler},
+}
+
+
+@pytest.fixture(scope="module")
+def engines() -> tuple[FastEngine, SdxlEngine]:
+    return FastEngine.load(BUNDLED), SdxlEngine.load(BUNDLED)
+
+
+def reference(edge: int) -> Image.Image:
+    return Image.effect_mandelbrot((edge, edge), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+
+
+def plan(edge: int, **columns: Any) -> Plan:
+    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "steps": 8, "seed": 1}
+    size = (edge, edge) if "reference_image_path" in columns else None
+    return make_plan(Job.from_row({"prompt": "a red circle"} | row | columns), native_size=edge, random_seed=0, reference_size=size)
+
+
+@pytest.mark.parametrize("columns", JOBS.values(), ids=JOBS)
+def test_the_same_images_and_the_same_progress(engines: tuple[FastEngine, SdxlEngine], columns: dict[str, Any]) -> None:
+    edge = engines[0].native_size
+    asked = plan(edge, **columns)
+    painted: list[Any] = []
+    progress: list[list[tuple[int, int]]] = []
+    for engine in engines:
+        progress.append([])
+        given = reference(edge) if columns.keys() >= REFERENCE.keys() else None
+        images = engine.paint(asked, given, lambda done, total: progress[-1].append((done, total)))
+        painted.append(np.stack([np.asarray(image, dtype=int) for image in images]))
+    assert np.abs(painted[0] - painted[1]).max() <= 1
+    assert progress[0] == progress[1]
+
+
+def test_what_the_callback_raises_ends_the_painting_and_the_engine_paints_on(engines: tuple[FastEngine, SdxlEngine]) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done: int, _total: int) -> None:
+        if done == 2:
+            raise Cancelled
+
+    fast = engines[0]
+    asked = plan(fast.native_size)
+    before = fast.paint(asked, None, lambda *_: None)
+    with pytest.raises(Cancelled):
+        fast.paint(asked, None, cancel)
+    assert fast.paint(asked, None, lambda *_: None) == before
+
+
+def test_painted_frugally_it_is_nearly_the_same_and_the_graphs_come_back(engines: tuple[FastEngine, SdxlEngine]) -> None:
+    engine, asked = engines[0], plan(engines[0].native_size, batch_size=3)
+    whole = engine.paint(asked, None, lambda _done, _total: None)
+    frugal = engine.paint(asked, None, lambda _done, _total: None, frugal=True)
+    for one, other in zip(whole, frugal, strict=True):
+        assert np.abs(np.asarray(one, dtype=int) - np.asarray(other)).mean() < 8, "each tile has its own normalisation"
+    assert all(one == again for one, again in zip(whole, engine.paint(asked, None, lambda _done, _total: None), strict=True))
+
+
+def test_without_cuda_it_is_not_chosen_by_itself_but_can_be_asked_for() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    assert why_not_fast(BUNDLED) == "no CUDA"
+    assert type(load_engine(BUNDLED)) is SdxlEngine
+    assert type(load_engine(BUNDLED, "fast")) is FastEngine
