@@ -22,9 +22,9 @@ from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, Message, Realtim
 from ourvidz_sdxl.settings import Settings
 
 FIRST_PAUSE_SECONDS = 0.5
-MAX_PAUSE_SECONDS = 8.0  # times the jitter at most 12, so that wake is back within 15 s after the longest outage
+MAX_PAUSE_SECONDS = 8.0  # after a join that nobody answered: both together let wake be back within 15 s of the longest outage
 HEARTBEAT_SECONDS = 10.0  # a silent connection is found within two of them; Realtime itself closes after 60 s without one
-JOIN_SECONDS = 10.0
+JOIN_SECONDS = 6.0
 FAREWELL_SECONDS = 1.0  # for a close frame when the worker ends
 HEARTBEAT_TOPIC = "phoenix"
 
@@ -110,22 +110,28 @@ class Wakeup:
                 reason = await self._listen()
             except Exception as error:  # noqa: BLE001  whatever the socket does, the timer goes on and we try again
                 reason = f"{type(error).__name__}: {error}"
-            pause = FIRST_PAUSE_SECONDS if self.connected else min(pause * 2, MAX_PAUSE_SECONDS)
-            log.warning("realtime_lost", reason=reason, retry_in_seconds=round(pause, 1))
-            self._connected.clear()
-            self.wake()  # so that a relaxed timer is replaced by the strict one
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  jitter, so that a fleet does not return as one
+            if self.connected:
+                pause = FIRST_PAUSE_SECONDS
+                self._connected.clear()
+                self.wake()  # so that the relaxed timer is replaced by the strict one
+            else:
+                pause = min(pause * 2, MAX_PAUSE_SECONDS)
+            jittered = pause * random.uniform(0.5, 1)  # noqa: S311  so that a fleet does not return as one
+            log.warning("realtime_lost", reason=reason, retry_in_seconds=round(jittered, 1))
+            await asyncio.sleep(jittered)
 
     async def _listen(self) -> str:
         """One connection, from join to loss; returns why it was lost."""
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_state(state: RealtimeSubscribeStates, error: Exception | None) -> None:
+            if lost.done():
+                return  # a client that was given up already may still be told what it asked for
             if state is RealtimeSubscribeStates.SUBSCRIBED:
                 log.info("realtime_subscribed")
                 self._connected.set()
                 self.wake()
-            elif not lost.done():
+            else:
                 lost.set_result(f"{state.value}: {error}")
 
         client = AsyncRealtimeClient(
@@ -153,6 +159,7 @@ class Wakeup:
             beats = asyncio.create_task(self._beat(client, lost))
             return await lost
         finally:
+            lost.cancel()
             if beats:
                 beats.cancel()
             # aside: a server that is silent does not answer the farewell either

@@ -54,11 +54,13 @@ class FaultProxy:
 
     upstream: str
     url: str = ""
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # of faults
+    sockets_asked_for: int = 0
     _faults: list[Fault] = field(default_factory=list)
     _sockets: list[Socket] = field(default_factory=list)
     _silent: bool = False
     _refusing: bool = False
+    _refusing_joins: bool = False
     _swallowed: set[str] = field(default_factory=set)
 
     def __enter__(self) -> FaultProxy:
@@ -113,7 +115,7 @@ class FaultProxy:
     def heal(self) -> None:
         self._faults.clear()
         self._swallowed.clear()
-        self._silent = self._refusing = False
+        self._silent = self._refusing = self._refusing_joins = False
 
     def close_sockets(self, code: int) -> None:
         """1006 is an end without a close frame."""
@@ -127,6 +129,10 @@ class FaultProxy:
         """Ends those that there are, and lets no new one in."""
         self._refusing = True
         self.close_sockets(1006)
+
+    def refuse_joins(self) -> None:
+        """Sockets open, and no topic is to be had on them."""
+        self._refusing_joins = True
 
     def swallow(self, event: str) -> None:
         """Broadcasts of this event never arrive."""
@@ -184,14 +190,22 @@ class FaultProxy:
                     name: value for name, value in answer.headers.items() if name.lower() not in HOP_HEADERS - {"content-encoding"}
                 }
                 return web.Response(status=answer.status, body=await answer.read(), headers=kept)
-        except aiohttp.ClientError:
-            return web.json_response({"code": "502", "message": "the server is away"}, status=502)
+        except (aiohttp.ClientError, TimeoutError):
+            return self._away()
+
+    def _away(self) -> web.StreamResponse:
+        return web.json_response({"code": "502", "message": "the server is away"}, status=502)
 
     async def _tunnel(self, request: web.Request) -> web.StreamResponse:
+        self.sockets_asked_for += 1
         if self._refusing:
             self.counts["socket refused"] += 1
             return self._cut(request)
-        async with self._session.ws_connect(f"{self.upstream}{request.raw_path}", max_msg_size=0) as server:
+        try:
+            server = await self._session.ws_connect(f"{self.upstream}{request.raw_path}", max_msg_size=0)
+        except (aiohttp.ClientError, TimeoutError):
+            return self._away()
+        async with server:
             client = web.WebSocketResponse(autoping=False, autoclose=False, max_msg_size=0)
             await client.prepare(request)
             socket = Socket(client, request, server)
@@ -219,8 +233,17 @@ class FaultProxy:
 
     async def _from_server(self, server: aiohttp.ClientWebSocketResponse, client: web.WebSocketResponse) -> None:
         async for message in server:
-            if message.type is WSMsgType.TEXT and not self._silent and not self._swallows(message.data):
-                await client.send_str(message.data)
+            if message.type is not WSMsgType.TEXT or self._silent or self._swallows(message.data):
+                continue
+            await client.send_str(self._refusal(message.data) if self._refusing_joins else message.data)
+
+    def _refusal(self, text: str) -> str:
+        """In place of any reply on a topic; only heartbeats are answered as ever."""
+        message = json.loads(text)
+        if message["event"] == "phx_reply" and message["topic"] != "phoenix":
+            message["payload"] = {"status": "error", "response": {"reason": "planted"}}
+            self.counts["join refused"] += 1
+        return json.dumps(message)
 
     def _swallows(self, text: str) -> bool:
         if not self._swallowed:

@@ -95,20 +95,20 @@ def test_an_answer_that_is_slower_than_the_request_timeout(
     assert_it_ended_once(db, user, job["id"])
 
 
-@pytest.mark.parametrize("fault", ["503", "slow"])
+@pytest.mark.parametrize("status", [429, 500, 503, 544, None], ids=lambda status: str(status or "slow"))
 def test_a_reference_that_storage_gives_late(
-    db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess, fault: str
+    db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess, status: int | None
 ) -> None:
     from tests.integration.test_worker import reference_picture, upload_reference
 
     path = upload_reference(user, reference_picture())
-    if fault == "slow":
-        proxy.delay(DOWNLOAD, 3)
+    if status:
+        proxy.answer(DOWNLOAD, status, times=2)
     else:
-        proxy.answer(DOWNLOAD, 503, times=2)
+        proxy.delay(DOWNLOAD, 3)
     job = user.insert(target_worker=TARGET, reference_image_path=path, reference_strength=0.5)
     worker.wait_for("job_completed", job_id=job["id"])
-    assert proxy.counts.total() >= 1
+    assert proxy.counts.total() == (2 if status else 1)
     assert_it_ended_once(db, user, job["id"])
 
 
@@ -129,10 +129,14 @@ def test_a_storage_without_room_costs_an_attempt_and_not_the_job(
     assert user.job(job["id"])["attempts"] == 2
 
 
-def test_a_database_without_room_is_waited_for(db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess) -> None:
-    proxy.answer(RPC + "finish_job", 503, DISK_FULL, times=3)
-    job = user.insert(target_worker=TARGET)
+@pytest.mark.parametrize("function", ["claim_jobs", "heartbeat_jobs", "finish_job"])
+def test_a_database_without_room_is_waited_for(
+    db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess, function: str
+) -> None:
+    proxy.answer(RPC + function, 503, DISK_FULL, times=3)
+    job = user.insert(target_worker=TARGET, steps=100 if function == "heartbeat_jobs" else 15)
     worker.wait_for("job_completed", job_id=job["id"])
+    assert proxy.counts["answered 503"] >= 1
     assert_it_ended_once(db, user, job["id"])
 
 
@@ -142,7 +146,8 @@ def test_who_cannot_reach_supabase_drops_the_job_before_the_lease_ends_and_publi
     job = user.insert(target_worker=TARGET, prompt="busy")
     db.execute("update public.jobs set max_attempts = 1 where id = %s", (job["id"],))
     worker.wait_for("job_claimed", job_id=job["id"])
-    proxy.cut_off("rpc/(heartbeat|finish)|POST .*/object/")
+    proxy.cut_off()
+    proxy.refuse_sockets()
     worker.wait_for("job_lost", job_id=job["id"])
     held = db.execute("select lease_expires_at > now() as held from public.jobs where id = %s", (job["id"],)).fetchone()
     assert held == {"held": True}, "it let go before the database did"
