@@ -203,6 +203,8 @@ class FaultProxy:
             return self._cut(request)
         try:
             server = await self._session.ws_connect(f"{self.upstream}{request.raw_path}", max_msg_size=0)
+        except aiohttp.WSServerHandshakeError as refusal:
+            return web.Response(status=refusal.status)
         except (aiohttp.ClientError, TimeoutError):
             return self._away()
         async with server:
