@@ -22,7 +22,7 @@ from tests.chaos.harness import Run, run
 from tests.chaos.schedule import draw
 
 HISTORIES = 5
-LONG_RUN = 1500  # jobs; a shorter run is not held to the bars on how much is struck
+LONG_RUN = 1500  # jobs; a shorter run need not strike as often
 
 
 def say(line: str) -> None:
