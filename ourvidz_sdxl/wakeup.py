@@ -96,12 +96,15 @@ class Wakeup:
         except asyncio.CancelledError:
             pass
         finally:
-            if self._farewells:
-                self._loop.run_until_complete(asyncio.wait(self._farewells, timeout=FAREWELL_SECONDS))
+            self._loop.run_until_complete(self._end_farewells())
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+    async def _end_farewells(self) -> None:
+        if self._farewells:
+            await asyncio.wait(self._farewells, timeout=FAREWELL_SECONDS)
 
     async def _listen_for_ever(self) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -152,12 +155,13 @@ class Wakeup:
         )
         channel.on_broadcast("wake", lambda _: self.wake())
         channel.on_broadcast("cancel", self._cancel)
-        beats: asyncio.Task[None] | None = None
+        beats: asyncio.Task[str] | None = None
         try:
             async with asyncio.timeout(JOIN_SECONDS):
                 await channel.subscribe(on_state)
-            beats = asyncio.create_task(self._beat(client, lost))
-            return await lost
+            beats = asyncio.create_task(self._beat(client))
+            await asyncio.wait({lost, beats}, return_when=asyncio.FIRST_COMPLETED)
+            return lost.result() if lost.done() else beats.result()
         finally:
             lost.cancel()
             if beats:
@@ -167,18 +171,21 @@ class Wakeup:
             self._farewells.add(farewell)
             farewell.add_done_callback(self._farewells.discard)
 
-    async def _beat(self, client: AsyncRealtimeClient, lost: asyncio.Future[str]) -> None:
-        """Asks the server for a sign of life now and then; resolves `lost` when none came until it was to be asked again."""
+    async def _beat(self, client: AsyncRealtimeClient) -> str:
+        """Asks the server for a sign of life now and then, and returns when there was none in time."""
         answered = asyncio.Event()
         replies = HeartbeatReplies(client, HEARTBEAT_TOPIC)
         replies.heard = answered.set
         client.channels[HEARTBEAT_TOPIC] = replies
-        while not lost.done():
+        while True:
             answered.clear()
-            await client.send(Message(topic=HEARTBEAT_TOPIC, event="heartbeat", payload={}, ref="heartbeat"))
+            try:
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    await client.send(Message(topic=HEARTBEAT_TOPIC, event="heartbeat", payload={}, ref="heartbeat"))
+                    await answered.wait()
+            except TimeoutError:
+                return "silent"
             await asyncio.sleep(self._heartbeat_seconds)
-            if not answered.is_set() and not lost.done():
-                lost.set_result("silent")
 
     def _cancel(self, message: Any) -> None:
         try:

@@ -98,6 +98,15 @@ def test_silence_is_noticed_though_the_connection_stands(listener: Listener, pro
     assert listener.wakeup.wait_connected(15), "a join that nobody answers is given up, too"
 
 
+def test_a_client_that_dies_without_a_word_is_replaced(listener: Listener, proxy: FaultProxy) -> None:
+    """Warnings are errors here: of this close the client's own reader dies, by a deprecated attribute, and tells nobody."""
+    for sockets in range(1, 6):
+        assert proxy.sockets_asked_for == sockets
+        proxy.close_sockets(1006)
+        listener.wait_lost()
+        assert listener.wakeup.wait_connected(15)
+
+
 def test_a_topic_that_is_refused_is_asked_for_again(listener: Listener, proxy: FaultProxy) -> None:
     proxy.refuse_joins()
     proxy.close_sockets(1006)
