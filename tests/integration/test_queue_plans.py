@@ -168,7 +168,7 @@ CALLS = {
     "heartbeat of a hundred": (
         "select * from public.heartbeat_jobs(%s, %s)",
         ([UUID(int=RUNNING_JOB.int + i) for i in range(WAITING)], TOKEN),
-        25 * WAITING,
+        40 * WAITING,
     ),
     "finish": (
         "select public.finish_job(%s, %s, 'completed', %s)",
