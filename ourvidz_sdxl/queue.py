@@ -22,7 +22,6 @@ from ourvidz_sdxl.errors import JobCancelled, LeaseLost, Released, SupabaseRefus
 from ourvidz_sdxl.settings import Settings
 
 MIN_PATIENCE_SECONDS = 5.0  # for a last word even when the lease is about to end; a late one is refused as `lost`
-
 LEASE_MARGIN_SECONDS = 1.0  # about a denoising step: nobody should still paint what another may have claimed
 
 
