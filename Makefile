@@ -39,6 +39,19 @@ bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.bundled_model
 
+.PHONY: report
+report: setup  ## Write the tables in the docs from benchmarks/results
+	$(BIN)/python -m benchmarks.report
+
+.PHONY: plot
+plot: .local/bench/.installed  ## Draw docs/performance/time-against-floor.svg from benchmarks/results
+	.local/bench/bin/python -m benchmarks.plot
+
+.local/bench/.installed: requirements-bench.txt
+	$(PYTHON) -m venv .local/bench
+	.local/bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
 .PHONY: chaos
 chaos: setup  ## Kill, stall, restart and drop at random: each job must end once (JOBS=1500 SEED=n WORKERS=n WRITE=1)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \

@@ -56,16 +56,18 @@ def _settings() -> Settings:
     return settings
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = _settings()
-    if not options.unsupervised:
+    if not arguments.unsupervised:
         from ourvidz_sdxl.supervisor import supervise
 
         return supervise(settings, [sys.executable, sys.argv[0], "run", "--unsupervised"])
-    from ourvidz_sdxl.engine import load_engine
+    from ourvidz_sdxl.engine import FastOptions, load_engine
     from ourvidz_sdxl.startup import run_worker
 
-    return run_worker(settings, lambda: load_engine(settings.model_path, settings.engine))
+    options = FastOptions(fp8=settings.fp8, keep_weights=settings.keep_weights, memory_limit_gb=settings.memory_limit_gb)
+    lora = settings.fast_lora_path
+    return run_worker(settings, lambda: load_engine(settings.model_path, settings.engine, few_step_lora=lora, options=options))
 
 
 def _doctor(_: argparse.Namespace) -> int:

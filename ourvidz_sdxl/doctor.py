@@ -9,7 +9,7 @@ from rich.console import Console
 from storage3.exceptions import StorageApiError
 
 from ourvidz_sdxl.connection import connect
-from ourvidz_sdxl.engine.checkpoint import check_file, check_folder
+from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, check_lora
 from ourvidz_sdxl.errors import SupabaseRefused, SupabaseUnavailable, WorkerError
 from ourvidz_sdxl.queue import Lease, Queue
 from ourvidz_sdxl.settings import Settings
@@ -73,4 +73,9 @@ def _model(settings: Settings) -> str | None:
         (check_folder if settings.model_path.is_dir() else check_file)(settings.model_path)
     except WorkerError as error:
         return f"{error}. Check MODEL_PATH."
+    try:
+        if settings.fast_lora_path:
+            check_lora(settings.fast_lora_path)
+    except WorkerError as error:
+        return f"{error}. Check FAST_LORA_PATH."
     return None

@@ -44,6 +44,10 @@ def describe(plan: Plan, index: int, *, model: str, model_hash: str, version: st
         "Model hash": model_hash[:10],
         "Model": model,
     }
+    if plan.few_step_lora:
+        facts["Few-step LoRA"] = plan.few_step_lora
+    if plan.guidance_scale > 1 and len(plan.guided_steps) < plan.painted_steps:
+        facts["Guidance interval"] = "-".join(f"{share:g}" for share in plan.guidance_interval)
     if plan.denoise < 1:
         facts["Denoising strength"] = round(plan.denoise, 4)
     facts["Version"] = f"ourvidz-sdxl {version}"

@@ -14,40 +14,56 @@ LOOK_SECONDS = 0.1  # how long a job that waits for its turn may overlook that i
 
 
 class Gpu:
-    """`steps` counts every sign of life while a job paints: its begin, each denoising step, its end.
+    """`steps` counts every sign of life while a job paints: its begin, each denoising step, its end. `usable` is False for good.
 
-    `on_turn` is called whenever another job, or none, is on the GPU: should the process die, the right one is to be charged.
+    `on_turn` is called with the job that is on the GPU now, before it paints: should the process die, the right one is to be
+    charged. When a turn is over it is called with None, and the next job does not wait for that.
     """
 
-    def __init__(self, on_turn: Callable[[], None]) -> None:
+    def __init__(self, on_turn: Callable[[UUID | None], None]) -> None:
         self._on_turn = on_turn
         self._free = threading.Lock()
-        self._usable = True
+        self.usable = True
         self.painting: UUID | None = None
         self.steps = 0
 
     @contextmanager
     def turn(self, lease: Lease) -> Iterator[None]:
-        """Waits for the GPU and holds it. Raises what `lease.check` raises, and Released once the GPU is unusable."""
+        """Waits for the GPU and holds it; `lease.painted` afterwards. Raises what `lease.check` raises, and Released once the GPU
+        is unusable.
+        """
         while not self._free.acquire(timeout=LOOK_SECONDS):
             lease.check()
         try:
-            if not self._usable:
+            if not self.usable:
                 raise Released("the GPU is unusable")
             lease.check()
-            self._pass_to(lease.job_id)
+            self.painting = lease.job_id
+            self.step()
+            self._on_turn(lease.job_id)
             yield
         except GpuUnusable:
-            self._usable = False
+            self.usable = False
             raise
         finally:
-            self._pass_to(None)
+            self.painting = None
+            self.step()
+            lease.painted = True
             self._free.release()
+            self._on_turn(None)
 
-    def _pass_to(self, job_id: UUID | None) -> None:
-        self.painting = job_id
-        self.step()
-        self._on_turn()
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """For what is done on the GPU outside of a turn.
+
+        A fault that comes to light here is, by all odds, that of the job which paints; it will meet it too, and be charged. So this
+        raises Released then.
+        """
+        try:
+            yield
+        except GpuUnusable as error:
+            self.usable = False
+            raise Released(f"the GPU became unusable: {error}") from None
 
     def step(self) -> None:
         self.steps += 1

@@ -15,7 +15,7 @@ GUIDANCE_SCALE = {JobType.FAST: 6.0, JobType.HIGH: 7.5}
 # The owner's `process_i2i_parameters`: half the reference by default, at most 5 % noise when copying, and no guidance then.
 DEFAULT_REFERENCE_STRENGTH = 0.5
 COPY_MAX_DENOISE = 0.05
-COPY_GUIDANCE_SCALE = 1.0
+NO_GUIDANCE = 1.0  # the scale at which the conditional prediction is the guided one
 
 MAX_SCHEDULE_STEPS = 1000  # SDXL's schedulers know 1000 training timesteps
 
@@ -33,6 +33,8 @@ class Plan:
     """`denoise` is the share of the schedule that runs: 1 paints from noise, 0 returns the reference itself.
 
     `steps` is the length of the whole schedule; `painted_steps` of them run. `seeds[i]` belongs to image i.
+    `guidance_interval` is the part of the schedule that is guided, in shares of `steps`. `few_step_lora` names the LoRA whose UNet
+    paints, with timesteps as it was trained for (`schedulers.few_step_scheduler`); None is the checkpoint's own UNet.
     """
 
     mode: I2IMode
@@ -45,6 +47,8 @@ class Plan:
     scheduler: Scheduler | None
     denoise: float
     seeds: tuple[int, ...]
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    few_step_lora: str | None = None
 
     @property
     def batch_size(self) -> int:
@@ -53,6 +57,27 @@ class Plan:
     @property
     def painted_steps(self) -> int:
         return min(int(self.steps * self.denoise), self.steps)
+
+    @property
+    def guided_steps(self) -> range:
+        """Which of the painted steps, counted from 0, are guided; the others have the conditional prediction alone.
+
+        The interval's ends are rounded to whole steps of the schedule, so that intervals side by side share none. Empty without
+        guidance, and where only steps outside of the interval are painted.
+        """
+        if self.guidance_scale <= 1:
+            return range(0)
+        skipped = self.steps - self.painted_steps
+        start, stop = (max(0, round(share * self.steps) - skipped) for share in self.guidance_interval)
+        return range(start, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStep:
+    """The operator's few-step LoRA: its name, and the number of steps that it was trained for."""
+
+    lora: str
+    steps: int
 
 
 def i2i_mode(job: Job) -> I2IMode:
@@ -94,11 +119,15 @@ def make_plan(
     random_seed: int,
     reference_size: tuple[int, int] | None = None,
     enhanced_prompt: str | None = None,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    few_step: FewStep | None = None,
 ) -> Plan:
     """What the engine is told.
 
     `native_size` is the model's own edge in pixels, for a job without a size; `random_seed` is for a job without a seed.
     `reference_size` is (width, height) of the reference that was loaded; without one the job is painted from its text.
+    `few_step` is for fast jobs that name no steps, guidance scale or scheduler of their own and leave it a step to paint, which a
+    copy does not: such a LoRA knows only the noise levels of its own steps, and a copy is one unguided step anyway.
     """
     mode = i2i_mode(job) if reference_size else I2IMode.NONE
     steps = job.steps or STEPS[job.job_type]
@@ -111,9 +140,15 @@ def make_plan(
             denoise = 1.0 - (DEFAULT_REFERENCE_STRENGTH if strength is None else strength)
         case I2IMode.COPY:
             denoise = COPY_MAX_DENOISE if strength is None else min(strength, COPY_MAX_DENOISE)
-            guidance_scale = COPY_GUIDANCE_SCALE
+            guidance_scale = NO_GUIDANCE
     if 0 < denoise < 1 / MAX_SCHEDULE_STEPS:
         denoise = 1 / MAX_SCHEDULE_STEPS
+    scheduler = job.scheduler
+    free = job.steps is None and job.guidance_scale is None and scheduler is None
+    if few_step and not (job.job_type is JobType.FAST and free and int(few_step.steps * denoise) >= 1):
+        few_step = None
+    if few_step:
+        steps, guidance_scale, scheduler = few_step.steps, NO_GUIDANCE, Scheduler.EULER
     seed = random_seed if job.seed is None else job.seed
     width, height = job.width, job.height
     if width is None or height is None:
@@ -121,12 +156,14 @@ def make_plan(
     return Plan(
         mode=mode,
         prompt=enhanced_prompt or job.prompt,
-        negative_prompt="" if mode is I2IMode.COPY else join_negative(job.negative_preset, job.negative_prompt),
+        negative_prompt="" if mode is I2IMode.COPY or few_step else join_negative(job.negative_preset, job.negative_prompt),
         width=width,
         height=height,
         steps=schedule_steps(steps, denoise),
         guidance_scale=guidance_scale,
-        scheduler=job.scheduler,
+        scheduler=scheduler,
         denoise=denoise,
         seeds=tuple(seed + i for i in range(job.batch_size)),
+        guidance_interval=guidance_interval,
+        few_step_lora=few_step.lora if few_step else None,
     )

@@ -1,7 +1,7 @@
 """One job from top to bottom. This is the page to read first.
 
 Each job runs through here on a thread of its own. Only `paint` needs the GPU, under a lock; what comes before and after it overlaps
-with the painting of the other jobs.
+with the painting of the other jobs. No job waits for others to be painted together with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ourvidz_sdxl.fetch import fetch_reference
 from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.heartbeat import heartbeat
 from ourvidz_sdxl.job import Job
-from ourvidz_sdxl.plan import Plan, make_plan
+from ourvidz_sdxl.plan import FewStep, Plan, make_plan
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
 from ourvidz_sdxl.reference import decode_reference, fit_reference
@@ -77,7 +77,7 @@ class Prepared:
 
 
 def process(claimed: Claimed, tools: Tools) -> None:
-    """Does the job and ends it in the database, whatever happens. Raises GpuUnusable on, since the process must end then."""
+    """Does the job and ends it in the database, whatever happens. `tools.gpu.usable` says whether there can be another."""
     lease = claimed.lease
     words = (claimed.row.get(name) for name in ("prompt", "negative_prompt", "reference_image_url"))
     facts = {"job_id": str(lease.job_id), "attempt": claimed.row.get("attempts")}
@@ -101,17 +101,15 @@ def process(claimed: Claimed, tools: Tools) -> None:
                     warnings=prepared.warnings,
                     enhanced_prompt=prepared.enhanced_prompt,
                 )
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  each ends the job by its type, and those that nobody foresaw as another attempt
                 end_failed(lease, error, tools.queue)
-                if isinstance(error, GpuUnusable):
-                    raise
             else:
                 if finished:
                     log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
 
 
 def prepare(job: Job, tools: Tools) -> Prepared:
-    """Checks the texts, fetches the reference, enhances the prompt, makes the plan.
+    """Checks the texts, fetches the reference, enhances the prompt, makes the plan, encodes the prompts while another job paints.
 
     Raises ContentRefused or ReferenceInvalid; the latter only where the job does not want to be painted from its text then.
     """
@@ -137,15 +135,25 @@ def prepare(job: Job, tools: Tools) -> Prepared:
         except EnhancementFailed as error:
             warnings.append({"code": "not_enhanced", "message": "Painted from your own prompt: it could not be enhanced in time."})
             log.warning("not_enhanced", reason=str(error))
+    lora = tools.settings.fast_lora_path
     plan = make_plan(
         job,
         enhanced_prompt=enhanced_prompt,
         native_size=tools.engine.native_size,
         random_seed=tools.random_seed(),
         reference_size=reference.size if reference else None,
+        guidance_interval=tools.settings.guidance_interval,
+        few_step=FewStep(lora=lora.stem, steps=tools.settings.fast_lora_steps) if lora else None,
     )
+    if plan.few_step_lora and job.negative_prompt.strip():
+        warnings.append(
+            {"code": "negative_prompt_unused", "message": "Painted in few steps, where a negative prompt has no effect."}
+        )
     if reference:
         reference = fit_reference(reference, plan.width, plan.height, job.metadata.fit)
+    if tools.gpu.painting and plan.denoise:  # a free GPU is better given the whole job; a mere copy reads no prompt
+        with tools.gpu.beside():
+            tools.engine.encode_prompts(plan)
     return Prepared(plan=plan, reference=reference, enhanced_prompt=enhanced_prompt, warnings=warnings)
 
 
@@ -191,6 +199,8 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
         "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
+        "guided_steps": len(plan.guided_steps),
+        "few_step_lora": plan.few_step_lora,
         "denoise": plan.denoise,
         "model_hash": tools.engine.model_hash,
     }

@@ -42,6 +42,7 @@ class Lease:
         self.token = token
         self.expires_at = expires_at  # on the clock of this process, counted from before the call that granted it
         self.progress = 0
+        self.painted = False  # its turn on the GPU is over; what is left is delivery
         self._clock = clock
         self._end: type[JobCancelled | LeaseLost | Released] | None = None
         self._lock = threading.Lock()

@@ -41,9 +41,16 @@ class Settings(BaseModel):
 
     model_path: Path = LUSTIFY
     engine: Literal["auto", "fast", "reference"] = "auto"
+    memory_limit_gb: Annotated[float, Field(ge=1)] = 10
+    keep_weights: bool = True
+    fp8: bool = False
     model_retry_seconds: Annotated[float, Field(ge=0)] = 10
     max_concurrent_jobs: Annotated[int, Field(ge=1, le=16)] = 2
     step_timeout_seconds: Annotated[float, Field(ge=1)] = 120
+
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    fast_lora_path: Path | None = None
+    fast_lora_steps: Annotated[int, Field(ge=2, le=16)] = 8  # those for one step want another schedule or prediction
 
     poll_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 2
     poll_interval_connected_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
@@ -71,6 +78,19 @@ class Settings(BaseModel):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("guidance_interval", mode="before")
+    @classmethod
+    def _two_shares(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            start, stop = map(float, value.split("-"))
+        except ValueError:
+            start = stop = 0
+        if not start < stop <= 1:  # neither is below 0: a minus sign would have split it
+            raise ValueError("this is not a part of the schedule: write two shares of its steps, such as 0.1-0.8")
+        return start, stop
 
     @field_validator("supabase_url", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
-from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, WorkerError
+from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid, WorkerError
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.loop import Worker, about, report
 from ourvidz_sdxl.queue import Queue
@@ -79,7 +79,7 @@ def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
         worker = Worker(settings, load_model(settings, load), enhancer, image_check)
         stop = worker.stop
         return worker.run()
-    except (ModelMissing, ModelInvalid):
+    except (SettingsInvalid, ModelMissing, ModelInvalid):
         raise
     except Exception as error:
         log.error("worker_broke", exc_info=error)  # nobody foresaw it; only a new process may do better

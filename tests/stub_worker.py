@@ -40,6 +40,12 @@ class StubEngine:
         self._step_seconds = step_seconds
         self._painting = False
 
+    def warm_up(self) -> bool:
+        return False
+
+    def encode_prompts(self, plan: Plan) -> None:
+        pass
+
     def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> Sequence[Image.Image]:
         assert not self._painting, "two jobs were painted at once"
         self._painting = True

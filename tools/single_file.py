@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 
 from ourvidz_sdxl.engine.load import MODELS, SDXL_BASE, empty_model, load_components
+from ourvidz_sdxl.engine.original_names import UNET_RESNETS, unet_modules
 
 PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -38,16 +39,7 @@ PREFIXES = {
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
 INSIDE: dict[str, dict[str, dict[str, str]]] = {  # part -> kind of module -> what its children are called
-    "unet": {
-        "resnets": {
-            "norm1": "in_layers.0",
-            "conv1": "in_layers.2",
-            "time_emb_proj": "emb_layers.1",
-            "norm2": "out_layers.0",
-            "conv2": "out_layers.3",
-            "conv_shortcut": "skip_connection",
-        },
-    },
+    "unet": {"resnets": UNET_RESNETS},
     "vae": {
         "resnets": {"conv_shortcut": "nin_shortcut"},
         "attentions": {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
@@ -76,36 +68,6 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], torch.Tensor]
-
-
-def unet_modules(config: Any) -> dict[str, str]:
-    """The original numbers the blocks of each path in one row: a level's layers, then its change of size."""
-    levels, layers = len(config.block_out_channels), config.layers_per_block
-    modules = {
-        "conv_in": "input_blocks.0.0",
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0",
-        "add_embedding.linear_2": "label_emb.0.2",
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    for level in range(levels):
-        first = 1 + level * (layers + 1)
-        for layer in range(layers):
-            modules[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{first + layer}.0"
-            modules[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{first + layer}.1"
-        modules[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{first + layers}.0.op"
-        first = level * (layers + 1)
-        for layer in range(layers + 1):
-            modules[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{first + layer}.0"
-            modules[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{first + layer}.1"
-        behind = 2 if "Attn" in config.up_block_types[level] else 1  # the resnet, and the attention where there is one
-        modules[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{first + layers}.{behind}.conv"
-    return modules
 
 
 def vae_modules(config: Any) -> dict[str, str]:

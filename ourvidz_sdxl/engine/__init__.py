@@ -5,13 +5,17 @@ This page is what the rest of the worker sees of it; torch itself is imported by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import structlog
 from PIL import Image
 
+from ourvidz_sdxl.engine.head_start import head_start
+from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.plan import Plan
 
 log = structlog.get_logger()
@@ -25,7 +29,7 @@ OnStep = Callable[[int, int], None]
 
 
 class Engine(Protocol):
-    """A loaded model. One call of `paint` at a time."""
+    """A loaded model. One call of `paint` at a time; `encode_prompts` may run beside it, on any thread."""
 
     @property
     def native_size(self) -> int:
@@ -47,6 +51,18 @@ class Engine(Protocol):
     def vram_mb(self) -> int | None:
         """The GPU's memory in MiB, or None on the CPU."""
 
+    def warm_up(self) -> bool:
+        """Prepares one more of the usual kinds of job, which saves the first of that kind a second; False once nothing is left.
+
+        Never beside `paint`. Raises OutOfMemory or GpuUnusable.
+        """
+
+    def encode_prompts(self, plan: Plan) -> None:
+        """Has the plan's prompts ready for `paint`, which encodes them itself where this was not called or found no memory.
+
+        Raises GpuUnusable.
+        """
+
     def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> Sequence[Image.Image]:
         """One RGB image of plan.width x plan.height for each of plan.seeds; `reference` has that size too.
 
@@ -58,16 +74,38 @@ class Engine(Protocol):
         """The highest memory use since the last call of this method, in MiB; None on the CPU."""
 
 
-def load_engine(model_path: Path, kind: EngineKind = "auto") -> Engine:
-    """Loads the checkpoint onto the GPU, or the CPU where there is none.
+@dataclass(frozen=True, kw_only=True)
+class FastOptions:
+    """`fp8`: whether the transformer blocks multiply in 8 bits. `keep_weights`: whether converted weights stay on disk.
 
-    Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model.
+    `memory_limit_gb` (10^9 bytes): beyond it, graphs of shapes that were painted before are let go.
     """
-    from ourvidz_sdxl.engine.fast.engine import FastEngine, why_not_fast
+
+    fp8: bool = False
+    keep_weights: bool = False
+    memory_limit_gb: float = math.inf
+
+
+PLAIN = FastOptions()
+
+
+def load_engine(
+    model_path: Path, kind: EngineKind = "auto", *, few_step_lora: Path | None = None, options: FastOptions = PLAIN
+) -> Engine:
+    """Loads the checkpoint onto the GPU, or the CPU where there is none. `few_step_lora` makes a second UNet, for plans of it.
+
+    Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model. Raises
+    SettingsInvalid for fp8 where there is none.
+    """
+    head_start(model_path)
+    from ourvidz_sdxl.engine.fast.engine import FastEngine, why_no_fp8, why_not_fast
     from ourvidz_sdxl.engine.sdxl import SdxlEngine
 
     obstacle = why_not_fast(model_path)
-    if kind == "fast" or (kind == "auto" and obstacle is None):
-        return FastEngine.load(model_path)
+    fast = kind == "fast" or (kind == "auto" and obstacle is None)
+    if options.fp8 and (reason := why_no_fp8() if fast else "only the fast engine has it"):
+        raise SettingsInvalid(f"FP8=true cannot be had here: {reason}")
+    if fast:
+        return FastEngine.load(model_path, few_step_lora, options)
     log.info("plain_engine", reason=obstacle or "asked for")
-    return SdxlEngine.load(model_path)
+    return SdxlEngine.load(model_path, few_step_lora)

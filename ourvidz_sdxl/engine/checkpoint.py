@@ -42,12 +42,7 @@ def check_file(path: Path) -> dict[str, Any]:
 
     Raises ModelMissing, or ModelInvalid for a pickle, a damaged file, or another kind of model.
     """
-    if not path.exists():
-        raise ModelMissing(f"there is nothing at {path}")
-    if path.suffix in PICKLES:
-        raise ModelInvalid(f"{path.name} is a pickle, which can run code when it is read: use the .safetensors file")
-    if path.suffix != ".safetensors":
-        raise ModelInvalid(f"{path.name} is neither a .safetensors file nor a diffusers folder")
+    _check_name(path, "is neither a .safetensors file nor a diffusers folder")
     header = read_header(path)
     for start, kind in LOOKALIKES.items():
         if any(key.startswith(start) for key in header):
@@ -85,6 +80,13 @@ def check_folder(path: Path) -> dict[str, list[Path]]:
     return files
 
 
+def check_lora(path: Path) -> None:
+    """Raises ModelMissing, or ModelInvalid for a pickle, a damaged file, or one without a LoRA's tensors."""
+    _check_name(path, "is not a .safetensors file")
+    if not any("lora_" in key for key in read_header(path)):
+        raise ModelInvalid(f"{path.name} is not a LoRA")
+
+
 def read_header(file: Path) -> Mapping[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a safetensors file, none of which is read. Raises ModelInvalid.
 
@@ -114,6 +116,15 @@ def fingerprint(files: Iterable[Path]) -> str:
                     stream.seek(8 + size + begin)
                     digest.update(stream.read(min(512, end - begin)))
     return digest.hexdigest()
+
+
+def _check_name(path: Path, otherwise: str) -> None:
+    if not path.exists():
+        raise ModelMissing(f"there is nothing at {path}")
+    if path.suffix in PICKLES:
+        raise ModelInvalid(f"{path.name} is a pickle, which can run code when it is read: use the .safetensors file")
+    if path.suffix != ".safetensors":
+        raise ModelInvalid(f"{path.name} {otherwise}")
 
 
 def _check_latent_channels(path: Path, channels: int) -> None:

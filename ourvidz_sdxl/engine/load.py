@@ -62,8 +62,11 @@ def load_components(
     dtype: torch.dtype | None = None,
     vae_dtype: torch.dtype | None = None,
     config: Path = SDXL_BASE,
+    empty: Collection[str] = (),
 ) -> Components:
     """Loads the SDXL at `path`. The folder `config` describes a single file; a diffusers folder describes itself.
+
+    The models named in `empty` get no weights: their parameters have shapes and dtypes, and no memory.
 
     Without dtypes: float32 on the CPU; on a GPU float16, and bfloat16 for the VAE. Raises ModelMissing where nothing is
     there or a folder is incomplete, ModelInvalid for a pickle, a damaged file or a model that is not SDXL.
@@ -75,11 +78,12 @@ def load_components(
     try:
         if path.is_dir():
             config, schedule, files = path, {}, check_folder(path)
-            parts = {part: _from_folder(path, part, files[part], device, dtypes[part]) for part in MODELS}
+            parts = {part: _from_folder(path, part, files[part], device, dtypes[part]) for part in MODELS if part not in empty}
         else:
             schedule, files = check_file(path), {"all": [path]}
             tensors = load_file(path)  # memory-mapped: each tensor is read when it is copied to the device
-            parts = {part: _from_file(path, tensors, part, config, device, dtypes[part]) for part in MODELS}
+            parts = {part: _from_file(path, tensors, part, config, device, dtypes[part]) for part in MODELS if part not in empty}
+        parts |= {part: empty_model(part, config).to(dtypes[part]) for part in empty}
         index, scheduler = (
             json.loads((config / name).read_text(encoding="utf-8"))
             for name in ("model_index.json", "scheduler/scheduler_config.json")
@@ -104,6 +108,14 @@ def load_components(
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
         **parts,
     )
+
+
+def fingerprint_of(path: Path) -> str:
+    """`checkpoint.fingerprint` of the SDXL at `path`; raises what `load_components` raises where there is none."""
+    if path.is_dir():
+        return fingerprint(file for part in check_folder(path).values() for file in part)
+    check_file(path)
+    return fingerprint([path])
 
 
 def empty_model(part: str, config: Path) -> Any:

@@ -26,6 +26,28 @@ SCHEDULERS: Mapping[Scheduler, tuple[str, Mapping[str, Any]]] = {
 }
 
 
+# What a checkpoint's configuration says of its training; the rest is how to sample from it.
+TRAINING = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+
+
+def few_step_scheduler(config: Mapping[str, Any]) -> Any:
+    """Euler on evenly spaced timesteps that begin at the last one, as few-step LoRAs were trained.
+
+    SDXL-Lightning's model card asks for exactly that. Hyper-SD's asks for DDIM with the same timesteps, which is Euler in other
+    variables (DDIM, Song et al. 2021, section 4.3); only its last step ends at the least noise instead of none.
+    """
+    training = {name: config[name] for name in TRAINING if name in config}
+    return diffusers.EulerDiscreteScheduler(**training, timestep_spacing="trailing")
+
+
 def new_scheduler(name: Scheduler | None, config: Mapping[str, Any]) -> Any:
     """A scheduler with the checkpoint's betas and prediction type; None is the checkpoint's own."""
     class_name, changes = (config["_class_name"], {}) if name is None else SCHEDULERS[name]

@@ -7,21 +7,24 @@ fp32 and back on every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.engine.load import Components, load_components
-from ourvidz_sdxl.engine.schedulers import new_scheduler
+from ourvidz_sdxl.engine.lora import with_lora
+from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.text import PromptEncoder
 from ourvidz_sdxl.errors import BlankImage, GpuUnusable, OutOfMemory
 from ourvidz_sdxl.job import Scheduler
@@ -35,9 +38,10 @@ transformers_logging.disable_progress_bar()
 
 
 class SdxlEngine:
-    def __init__(self, parts: Components, device: torch.device) -> None:
+    def __init__(self, parts: Components, device: torch.device, few_step_unet: UNet2DConditionModel | None = None) -> None:
         self._parts = parts
         self._device = device
+        self._few_step_unet = few_step_unet
         self._text = PromptEncoder(parts, self._pipeline(StableDiffusionXLPipeline, None))
         self.model = parts.name
         self.model_hash = parts.fingerprint
@@ -47,11 +51,31 @@ class SdxlEngine:
         self.native_size: int = parts.unet.config.sample_size * self._latent_scale
 
     @classmethod
-    def load(cls, model_path: Path) -> SdxlEngine:
+    def load(cls, model_path: Path, few_step_lora: Path | None = None) -> SdxlEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(named_faults(lambda: load_components(model_path, device=device)), device)
+
+        def loaded() -> SdxlEngine:
+            parts = load_components(model_path, device=device)
+            return cls(parts, device, with_lora(parts.unet, few_step_lora) if few_step_lora else None)
+
+        return named_faults(loaded)
+
+    def warm_up(self) -> bool:
+        return False  # nothing of diffusers' gets faster by it
+
+    def encode_prompts(self, plan: Plan) -> None:
+        @torch.inference_mode()
+        def encode() -> None:
+            try:
+                self._text.encode_ahead(plan.prompt, plan.negative_prompt)
+            except torch.OutOfMemoryError:
+                return  # nothing is freed here: another job paints, and what this one lacks is for `paint` to find
+
+        named_faults(encode)
 
     def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> list[Image.Image]:
+        if plan.few_step_lora and not self._few_step_unet:
+            raise ValueError("this engine was loaded without a few-step LoRA")
         if plan.mode is not I2IMode.NONE:
             if reference is None or reference.size != (plan.width, plan.height):
                 raise ValueError("image-to-image needs a reference of the plan's size")
@@ -102,23 +126,26 @@ class SdxlEngine:
             "callback_on_step_end": after_step,
         }
         if reference is None:
-            text_to_image = self._pipeline(StableDiffusionXLPipeline, plan.scheduler)
-            return text_to_image(width=plan.width, height=plan.height, **arguments).images
-        image = self._encode(reference)
-        image_to_image = self._pipeline(StableDiffusionXLImg2ImgPipeline, plan.scheduler)
-        return image_to_image(image=image, strength=plan.denoise, **arguments).images
+            kind = StableDiffusionXLPipeline
+            arguments |= {"width": plan.width, "height": plan.height}
+        else:
+            kind = StableDiffusionXLImg2ImgPipeline
+            arguments |= {"image": self._encode(reference), "strength": plan.denoise}
+        pipeline = self._pipeline(kind, plan.scheduler, few_step=plan.few_step_lora is not None)
+        with guided_only(pipeline.unet, plan, calls_a_step=pipeline.scheduler.order):
+            return pipeline(**arguments).images
 
-    def _pipeline(self, kind: type[Any], scheduler: Scheduler | None) -> Any:
+    def _pipeline(self, kind: type[Any], scheduler: Scheduler | None, *, few_step: bool = False) -> Any:
         """A pipeline for one job, with a scheduler of its own: schedulers carry state from step to step."""
-        parts = self._parts
+        parts, config = self._parts, self._parts.scheduler_config
         pipeline = kind(
             vae=parts.vae,
             text_encoder=parts.text_encoder,
             text_encoder_2=parts.text_encoder_2,
             tokenizer=parts.tokenizer,
             tokenizer_2=parts.tokenizer_2,
-            unet=parts.unet,
-            scheduler=new_scheduler(scheduler, parts.scheduler_config),
+            unet=self._few_step_unet if few_step else parts.unet,
+            scheduler=few_step_scheduler(config) if few_step else new_scheduler(scheduler, config),
             force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
             add_watermarker=False,  # diffusers would add one whenever a certain package happens to be installed
         )
@@ -152,6 +179,37 @@ class SdxlEngine:
         """Latents [4, h, w] -> fp32 pixels [3, 8 h, 8 w] around -1..1."""
         vae = self._parts.vae
         return vae.decode(latents[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0].float()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def guided_only(unet: Any, plan: Plan, *, calls_a_step: int) -> Iterator[None]:
+    """Within it, `unet` computes both predictions for `plan.guided_steps` and the conditional one alone for the other steps.
+
+    It then returns that for both, which makes guidance between them do nothing. diffusers' pipelines (0.42.1) lay out their inputs
+    for guidance before the first step, and their callback, which could change them, comes after it.
+    """
+    both, calls = unet.forward, count()
+
+    def forward(
+        latents: Any, timestep: Any, *, encoder_hidden_states: Any, added_cond_kwargs: dict[str, Any], **options: Any
+    ) -> Any:
+        guided = next(calls) // calls_a_step in plan.guided_steps
+        conditional = slice(0 if guided else len(latents) // 2, None)  # the unconditional rows come first
+        (prediction,) = both(
+            latents[conditional],
+            timestep,
+            encoder_hidden_states=encoder_hidden_states[conditional],
+            added_cond_kwargs={name: tensor[conditional] for name, tensor in added_cond_kwargs.items()},
+            **options,
+        )
+        return (prediction if guided else torch.cat([prediction, prediction]),)
+
+    if plan.guidance_scale > 1 and len(plan.guided_steps) < plan.painted_steps:
+        unet.forward = forward
+    try:
+        yield
+    finally:
+        unet.__dict__.pop("forward", None)
 
 
 def counted_on(on_step: OnStep, index: int, batch_size: int) -> OnStep:

@@ -1,4 +1,4 @@
-"""Prompts -> what the UNet is conditioned on, for prompts of any length, with weights, and with a cache.
+"""Prompts -> what the UNet is conditioned on, for prompts of any length, with weights, and with a cache that all threads share.
 
 A prompt that has neither weights nor more tokens than the encoders take goes through diffusers' own encoding. Any other goes
 through compel, fragment by fragment: it encodes long prompts in chunks of 77 tokens and moves weighted fragments away from, or
@@ -7,6 +7,7 @@ towards, the prompt without them. Its own notation is not used, so that a user's
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,12 @@ class PromptEncoder:
             for tokenizer, encoder in ((parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2))
         ]
         self._cache: OrderedDict[str, Conditioning] = OrderedDict()
+        self._cache_lock = threading.Lock()  # held for moments only: a painting that finds its prompts never waits for others'
+        self.encoding = threading.Lock()  # the tokenizers do not bear two threads
+        # a stream of its own: a prompt is encoded beside the painting and not behind it, but not before the weights are there
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def encode(self, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
         """The four arguments of an SDXL pipeline, positive and negative of one length.
@@ -67,13 +74,39 @@ class PromptEncoder:
             "negative_pooled_prompt_embeds": negative.pooled,
         }
 
+    def encode_ahead(self, prompt: str, negative_prompt: str) -> None:
+        """Leaves in the cache what `encode` will look for, and nothing in the stream that somebody paints on."""
+        with torch.cuda.stream(self._stream):
+            self.encode(prompt, negative_prompt)
+
     def _cached(self, prompt: str) -> Conditioning:
-        if prompt not in self._cache:
-            self._cache[prompt] = self._by_fragments(prompt) if self._needs_compel(prompt) else self._plainly(prompt)
-        self._cache.move_to_end(prompt)
-        if len(self._cache) > CACHED_PROMPTS:
-            self._cache.popitem(last=False)
-        return self._cache[prompt]
+        found = self._find(prompt)
+        if found is None:
+            with self.encoding:
+                found = self._find(prompt) or self._encoded(prompt)  # another thread may have had the same in work
+        if self._stream:
+            # The memory is the encoding stream's, which would use it again as soon as the cache lets go: it must then wait for the
+            # stream that reads it, too.
+            for tensor in (found.embeds, found.pooled):
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+        return found
+
+    def _find(self, prompt: str) -> Conditioning | None:
+        with self._cache_lock:
+            if prompt in self._cache:
+                self._cache.move_to_end(prompt)
+            return self._cache.get(prompt)
+
+    def _encoded(self, prompt: str) -> Conditioning:
+        with torch.cuda.stream(self._stream):
+            new = self._by_fragments(prompt) if self._needs_compel(prompt) else self._plainly(prompt)
+        if self._stream:
+            self._stream.synchronize()  # what is in the cache is complete, on whatever stream it is read
+        with self._cache_lock:
+            self._cache[prompt] = new
+            if len(self._cache) > CACHED_PROMPTS:
+                self._cache.popitem(last=False)
+        return new
 
     def _needs_compel(self, prompt: str) -> bool:
         words = plain(prompt)

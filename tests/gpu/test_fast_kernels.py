@@ -15,8 +15,10 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or Triton's interpreter", allow_module_level=True)
 
 from ourvidz_sdxl.engine.fast import kernels, triton_kernels, triton_products
+from ourvidz_sdxl.engine.fast.fp8 import Fp8FeedForward, scale_after_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FP8_TOLERANCE = 2e-2  # a value between two of the format's may go either way: half of 2^-3, but for few of them
 edges, rows = st.integers(1, 24), st.integers(1, 4)
 eights = st.integers(1, 20).map(lambda number: 8 * number)
 kernel = settings(max_examples=25, deadline=None)  # a new shape may have to be compiled
@@ -45,12 +47,17 @@ def test_group_norm(n: int, height: int, width: int, own: int, others: int, silu
 
 
 @kernel
-@given(st.integers(1, 70), eights)
-def test_layer_norm(tokens: int, channels: int) -> None:
+@given(st.integers(1, 70), eights, st.booleans(), st.booleans())
+def test_layer_norm(tokens: int, channels: int, something_due: bool, fp8: bool) -> None:
     stream, offset = random(1, tokens, channels) + 3, random(channels, dtype=torch.float32)
-    weight, bias = random(channels), random(channels)
-    expected = kernels.layer_norm_reference(stream, offset, weight, bias, eps=1e-5)
-    assert_near(triton_kernels.layer_norm(stream, offset, weight, bias, eps=1e-5), expected)
+    weight, bias, due = random(channels), random(channels), random(1, tokens, channels) if something_due else None
+    scale = scale_after_norm(weight, bias) if fp8 else None
+    own = stream.clone()
+    expected = kernels.layer_norm_reference(stream, offset, weight, bias, eps=1e-5, due=due, fp8_scale=scale)
+    got = triton_kernels.layer_norm(own, offset, weight, bias, eps=1e-5, due=due, fp8_scale=scale)
+    assert got.dtype == expected.dtype
+    assert_near(got, expected, FP8_TOLERANCE if fp8 else 3e-3)
+    assert_near(own, stream)
 
 
 @kernel
@@ -89,3 +96,17 @@ def test_text_attention(prompts: int, tokens: int, keys: int, heads: int, size: 
 def test_geglu(tokens: int, channels: int, outputs: int) -> None:
     inputs, weight, bias = random(1, tokens, channels), random(2 * outputs, channels) / channels**0.5, random(2 * outputs)
     assert_near(triton_products.geglu(inputs, weight, bias), kernels.geglu_reference(inputs, weight, bias))
+
+
+@kernel
+@given(st.integers(1, 200), st.integers(1, 10), st.integers(1, 10))
+def test_geglu_in_fp8(tokens: int, channels: int, outputs: int) -> None:
+    norm = random(16 * channels)
+    scale = scale_after_norm(norm, torch.zeros_like(norm))
+    weight, bias = random(32 * outputs, 16 * channels) / channels**0.5, random(32 * outputs)
+    layer = Fp8FeedForward(weight, bias, random(16 * channels, 16 * outputs), scale, norm)
+    inputs = kernels.to_fp8(random(1, tokens, 16 * channels) * scale)
+    arguments = (layer.gate, layer.gate_bias, layer.gate_scale, layer.out_scales)
+    got, expected = (gated(inputs, *arguments) for gated in (triton_products.geglu_fp8, kernels.geglu_fp8_reference))
+    assert got.dtype == expected.dtype
+    assert_near(got, expected, FP8_TOLERANCE)

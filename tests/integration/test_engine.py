@@ -1,5 +1,9 @@
 """The engine on its own, with the bundled model: no job leaves anything behind, and every fault has its name."""
 
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ourvidz_sdxl.engine import text
 from ourvidz_sdxl.engine.load import load_components
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.errors import BlankImage, GpuUnusable, JobCancelled, OutOfMemory
@@ -70,6 +75,81 @@ def test_a_prompt_that_was_encoded_lately_is_not_encoded_again(engine: SdxlEngin
         monkeypatch.setattr(engine._text, "_plainly", None)
         again = engine._text.encode("a prompt of its own", "")
     assert torch.equal(first["prompt_embeds"], again["prompt_embeds"])
+
+
+def test_a_prompt_that_was_encoded_ahead_is_not_encoded_by_the_painting(
+    engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [expected] = paint(engine, replace(PLAN, prompt="a green star"))
+    engine._text._cache.clear()
+    with ThreadPoolExecutor(1) as thread:  # of its own, which says nothing of gradients
+        thread.submit(engine.encode_prompts, replace(PLAN, prompt="a green star")).result()
+    monkeypatch.setattr(engine._text, "_encoded", None)
+    [picture] = paint(engine, replace(PLAN, prompt="a green star"))
+    assert np.array_equal(picture, expected)
+
+
+def test_many_threads_encode_each_prompt_once_and_one_at_a_time(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = ["a (red:1.3) cross", "a blue square, " * 30, "a yellow triangle", "a white star"]
+    with torch.inference_mode():
+        expected = [engine._text._by_fragments(prompt).embeds for prompt in prompts]
+    encoded, encode, alone = Counter[str](), engine._text._encoded, threading.Lock()
+
+    def watched(prompt: str) -> Any:
+        assert alone.acquire(blocking=False), "the tokenizers do not bear two threads"
+        try:
+            encoded[prompt] += 1
+            return encode(prompt)
+        finally:
+            alone.release()
+
+    monkeypatch.setattr(engine._text, "_encoded", watched)
+    start = threading.Barrier(8)
+
+    def ask(number: int) -> list[torch.Tensor]:
+        start.wait()
+        with torch.inference_mode():
+            turned = prompts[number % 4 :] + prompts[: number % 4]
+            found = {prompt: engine._text.encode(prompt, "")["prompt_embeds"] for prompt in turned}
+            return [found[prompt] for prompt in prompts]
+
+    with ThreadPoolExecutor(8) as threads:
+        for answers in threads.map(ask, range(8)):
+            assert all(torch.equal(answer, wanted) for answer, wanted in zip(answers, expected, strict=True))
+    assert encoded == Counter(prompts)
+
+
+def test_a_painting_that_finds_its_prompts_does_not_wait_for_the_encoding_of_others(engine: SdxlEngine) -> None:
+    engine.encode_prompts(PLAN)
+    with engine._text.encoding, ThreadPoolExecutor(1) as thread:
+        assert thread.submit(paint, engine).result(timeout=30)
+
+
+def test_the_cache_of_prompts_is_bounded_and_lets_go_of_the_oldest(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "CACHED_PROMPTS", 2)
+    engine._text._cache.clear()
+    with torch.inference_mode():
+        for prompt in ("one", "two", "one", "three"):
+            engine._text._cached(prompt)
+    assert list(engine._text._cache) == ["one", "three"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"), [(torch.OutOfMemoryError("no room"), None), (torch.AcceleratorError("device-side assert"), GpuUnusable)]
+)
+def test_encoding_ahead_leaves_a_lack_of_memory_to_the_painting_and_names_a_fault(
+    engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch, fault: Exception, named: type[Exception] | None
+) -> None:
+    plan = replace(PLAN, prompt=f"a prompt for {named}")
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._text, "_plainly", fail)
+        with pytest.raises(named) if named else nullcontext():
+            engine.encode_prompts(plan)
+    assert paint(engine, plan), "nothing stays locked"
 
 
 def test_weights_move_what_they_weigh_and_long_prompts_are_read_to_the_end(engine: SdxlEngine) -> None:

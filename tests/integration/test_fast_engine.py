@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ourvidz_sdxl.engine import load_engine
+from benchmarks.accelerations import random_lora
+from ourvidz_sdxl.engine import FastOptions, load_engine
 from ourvidz_sdxl.engine.fast.engine import FastEngine, why_not_fast
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.job import Job, Scheduler
@@ -58,6 +62,35 @@ def test_the_same_images_and_the_same_progress(engines: tuple[FastEngine, SdxlEn
         painted.append(np.stack([np.asarray(image, dtype=int) for image in images]))
     assert np.abs(painted[0] - painted[1]).max() <= 1
     assert progress[0] == progress[1]
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0), (0.0, 0.01)], ids=str)
+@pytest.mark.parametrize("scheduler", [None, "dpmpp_2m"])
+@pytest.mark.parametrize("changes", [{}, {**REFERENCE, "reference_strength": 0.3}], ids=["text", "reference"])
+def test_guided_in_an_interval_they_are_the_same_too(
+    engines: tuple[FastEngine, SdxlEngine], interval: tuple[float, float], scheduler: str | None, changes: dict[str, Any]
+) -> None:
+    asked = replace(plan(engines[0].native_size, scheduler=scheduler, **changes), guidance_interval=interval)
+    given = reference(engines[0].native_size) if changes else None
+    fast, plain = (np.asarray(engine.paint(asked, given, lambda *_: None)[0], dtype=int) for engine in engines)
+    assert np.abs(fast - plain).max() <= 1
+
+
+def test_with_a_few_step_lora_both_paint_the_same_with_either_unet_from_kept_weights_too(tmp_path: Path) -> None:
+    lora = random_lora(BUNDLED, tmp_path / "few.safetensors")
+    model = Path(shutil.copytree(BUNDLED, tmp_path / "model"))
+    keep = FastOptions(keep_weights=True)
+    engines = [FastEngine.load(model, lora, keep), SdxlEngine.load(model, lora)]
+    while not [*tmp_path.glob("*.runtime")]:
+        time.sleep(0.01)
+    engines.append(FastEngine.load(model, lora, keep))
+    ordinary = plan(engines[0].native_size)
+    few = replace(ordinary, guidance_scale=1.0, scheduler=Scheduler.EULER, few_step_lora=lora.stem)
+    for asked in (few, ordinary, few):
+        first, *others = (np.asarray(engine.paint(asked, None, lambda *_: None)[0], dtype=int) for engine in engines)
+        assert all(np.abs(first - other).max() <= 1 for other in others)
+    with pytest.raises(ValueError, match="without a few-step LoRA"):
+        FastEngine.load(BUNDLED).paint(few, None, lambda *_: None)
 
 
 def test_what_the_callback_raises_ends_the_painting_and_the_engine_paints_on(engines: tuple[FastEngine, SdxlEngine]) -> None:

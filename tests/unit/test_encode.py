@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,18 @@ def test_a_png_tells_how_it_was_made() -> None:
     )
     told = json.loads(decoded.info["ourvidz"])
     assert (told["prompt"], told["Seed"], told["mode"]) == ("a café\nat night", 42, "modify")
+
+
+def test_accelerations_that_change_a_picture_are_told_where_they_were_used() -> None:
+    def told(**changes: Any) -> str:
+        return describe(replace(PLAN, **changes), 0, model="lustify", model_hash="ab", version="0.1.0")["parameters"]
+
+    assert ", Few-step LoRA: hyper-8, " in told(few_step_lora="hyper-8", guidance_scale=1.0, guidance_interval=(0.15, 0.9))
+    assert ", Guidance interval: 0.15-0.9, " in told(guidance_interval=(0.15, 0.9))
+    for unused in ({}, {"guidance_scale": 1.0, "guidance_interval": (0.15, 0.9)}, {"guidance_interval": (0.15, 1)}):
+        words = told(**unused)
+        assert "interval" not in words, "only the last 10 of 25 steps are painted"
+        assert "LoRA" not in words
 
 
 @pytest.mark.parametrize("output_format", [OutputFormat.WEBP, OutputFormat.JPEG])

@@ -8,16 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ourvidz_sdxl.errors import JobInvalid
-from ourvidz_sdxl.job import Job, JobType
-from ourvidz_sdxl.plan import I2IMode, Plan, make_plan, size_like
+from ourvidz_sdxl.job import Job, JobType, Scheduler
+from ourvidz_sdxl.plan import FewStep, I2IMode, Plan, make_plan, size_like
 
 REFERENCE = {"reference_image_path": "u/x.png"}
+LORA = FewStep(lora="hyper-8", steps=8)
 
 
 def plan_of(**columns: Any) -> Plan:
+    """`guidance_interval` and `few_step` are the operator's; all else is the job's."""
+    options = {name: columns.pop(name) for name in ("guidance_interval", "few_step") if name in columns}
     job = Job(id=uuid4(), user_id=uuid4(), claims=1, **({"job_type": "sdxl_image_high", "prompt": "a cat"} | columns))
     reference_size = (1024, 1024) if job.has_reference else None
-    return make_plan(job, native_size=1024, random_seed=7, reference_size=reference_size)
+    return make_plan(job, native_size=1024, random_seed=7, reference_size=reference_size, **options)
 
 
 @pytest.mark.parametrize(("job_type", "steps", "guidance_scale"), [("sdxl_image_fast", 15, 6.0), ("sdxl_image_high", 25, 7.5)])
@@ -80,6 +83,82 @@ def test_a_reference_is_returned_as_it_is_or_painted_in_at_least_one_step(
     assert 0 <= plan.denoise <= 1
     assert plan.denoise == 0 or plan.painted_steps >= 1
     assert plan.painted_steps <= plan.steps <= 1000
+
+
+def interval() -> st.SearchStrategy[tuple[float, float]]:
+    return st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda ends: ends[0] < ends[1])
+
+
+@pytest.mark.parametrize(
+    ("ends", "columns", "guided"),
+    [
+        ((0, 1), {}, range(25)),
+        ((0.15, 0.9), {}, range(4, 22)),
+        ((0.1, 0.8), {"steps": 10}, range(1, 8)),
+        ((0.1, 0.8), {"steps": 10, "guidance_scale": 1.0}, range(0)),
+        ((0.1, 0.8), {"steps": 10, **REFERENCE, "reference_strength": 0.5}, range(3)),
+        ((0.6, 0.8), {"steps": 10, **REFERENCE, "reference_strength": 0.5}, range(1, 3)),
+        ((0.1, 0.4), {"steps": 10, **REFERENCE, "reference_strength": 0.5}, range(0)),
+        ((0, 1), {**REFERENCE, "exact_copy_mode": True}, range(0)),
+    ],
+)
+def test_guided_steps_are_counted_among_those_that_are_painted(
+    ends: tuple[float, float], columns: dict[str, Any], guided: range
+) -> None:
+    assert plan_of(guidance_interval=ends, **columns).guided_steps == guided
+
+
+@given(ends=interval(), steps=st.integers(1, 100), strength=st.floats(0, 0.99), with_reference=st.booleans())
+def test_the_guided_part_is_of_the_whole_schedule_whatever_of_it_is_painted(
+    ends: tuple[float, float], steps: int, strength: float, with_reference: bool
+) -> None:
+    plan = plan_of(guidance_interval=ends, steps=steps, **(REFERENCE | {"reference_strength": strength} if with_reference else {}))
+    skipped = plan.steps - plan.painted_steps
+    assert set(plan.guided_steps) <= set(range(plan.painted_steps))
+    for step in range(plan.painted_steps):
+        begin, end = (skipped + step) / plan.steps, (skipped + step + 1) / plan.steps
+        if ends[0] <= begin and end <= ends[1]:
+            assert step in plan.guided_steps, "it lies within"
+        if end <= ends[0] or ends[1] <= begin:
+            assert step not in plan.guided_steps, "it lies outside"
+
+
+@given(ends=interval(), between=st.floats(0, 1), steps=st.integers(1, 100), denoise=st.floats(0.01, 1))
+def test_two_parts_side_by_side_are_the_whole_and_share_no_step(
+    ends: tuple[float, float], between: float, steps: int, denoise: float
+) -> None:
+    middle = min(max(between, ends[0]), ends[1])
+    whole, left, right = (
+        [*plan_of(guidance_interval=part, steps=steps, **REFERENCE, reference_strength=1 - denoise).guided_steps]
+        for part in (ends, (ends[0], middle), (middle, ends[1]))
+    )
+    assert left + right == whole
+
+
+def test_a_fast_job_is_painted_in_few_steps_without_guidance_where_the_operator_has_a_lora() -> None:
+    plan = plan_of(job_type="sdxl_image_fast", few_step=LORA, negative_prompt="blur")
+    assert (plan.few_step_lora, plan.steps, plan.guidance_scale, plan.scheduler) == ("hyper-8", 8, 1, Scheduler.EULER)
+    assert plan.negative_prompt == "", "it has no effect, so nothing says that it was used"
+    modified = plan_of(job_type="sdxl_image_fast", few_step=LORA, **REFERENCE, reference_strength=0.5)
+    assert (modified.few_step_lora, modified.steps, modified.painted_steps) == ("hyper-8", 8, 4)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"job_type": "sdxl_image_high"},
+        {"steps": 8},
+        {"guidance_scale": 1.0},
+        {"scheduler": "euler"},
+        {**REFERENCE, "exact_copy_mode": True},
+        {**REFERENCE, "reference_strength": 0.9},
+        {**REFERENCE, "reference_strength": 1.0},
+    ],
+    ids=str,
+)
+def test_every_other_job_is_painted_as_without_a_lora(columns: dict[str, Any]) -> None:
+    columns = {"job_type": "sdxl_image_fast", "negative_prompt": "blur"} | columns
+    assert plan_of(few_step=LORA, **columns) == plan_of(**columns)
 
 
 def sizes() -> st.SearchStrategy[tuple[int | None, int | None]]:

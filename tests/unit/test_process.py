@@ -1,11 +1,16 @@
 """The owner's quality events, and how each error ends its job."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from PIL import Image
 
+from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.errors import (
     GpuUnusable,
     JobCancelled,
@@ -16,7 +21,10 @@ from ourvidz_sdxl.errors import (
     UploadFailed,
     WorkerError,
 )
-from ourvidz_sdxl.process import end_failed, monitor_generation_quality
+from ourvidz_sdxl.gpu import Gpu
+from ourvidz_sdxl.job import Job
+from ourvidz_sdxl.plan import Plan
+from ourvidz_sdxl.process import end_failed, monitor_generation_quality, paint, prepare
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
 from ourvidz_sdxl.settings import Settings
 
@@ -39,6 +47,84 @@ def test_quality_events_have_the_owners_names_and_thresholds(
     metrics = {"generation_time": seconds, "i2i_mode": "modify"}
     images = [{"similarity_score": similarity} for similarity in similarities or (None,)]
     assert monitor_generation_quality(metrics, images, SETTINGS) == events
+
+
+class CountingEngine:
+    """Paints black, in as many steps as planned."""
+
+    native_size, model, model_hash, gpu, vram_mb = 128, "black", "00", None, None
+
+    def encode_prompts(self, plan: Plan) -> None:
+        pass
+
+    def peak_vram_mb(self) -> int | None:
+        return None
+
+    def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> list[Image.Image]:
+        for step in range(plan.painted_steps):
+            on_step(step + 1, plan.painted_steps)
+        return [Image.new("RGB", (plan.width, plan.height))] * plan.batch_size
+
+
+@pytest.mark.parametrize(
+    ("columns", "metrics", "warned"),
+    [
+        ({}, {"steps": 4, "guided_steps": 0, "few_step_lora": "hyper-4"}, []),
+        ({"negative_prompt": "blur"}, {"steps": 4, "guided_steps": 0, "few_step_lora": "hyper-4"}, ["negative_prompt_unused"]),
+        ({"steps": 20, "negative_prompt": "blur"}, {"steps": 20, "guided_steps": 14, "few_step_lora": None}, []),
+    ],
+)
+def test_the_operators_accelerations_reach_the_plan_and_the_metrics_say_so(
+    columns: dict[str, Any], metrics: dict[str, Any], warned: list[str]
+) -> None:
+    accelerations = {"guidance_interval": (0.1, 0.8), "fast_lora_path": Path("/m/hyper-4.safetensors"), "fast_lora_steps": 4}
+    progress = SimpleNamespace(step=lambda *_: None)
+    tools: Any = SimpleNamespace(
+        engine=CountingEngine(),
+        gpu=Gpu(lambda _: None),
+        storage=None,
+        progress=progress,
+        settings=SETTINGS.model_copy(update=accelerations),
+        enhancer=None,
+        image_check=None,
+        random_seed=lambda: 7,
+    )
+    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_fast", "prompt": "a red circle"}
+    job = Job.from_row(row | columns)
+    prepared = prepare(job, tools)
+    _, told = paint(job, prepared, Lease(job.id, uuid4(), expires_at=60, clock=lambda: 0), tools)
+    assert {name: told[name] for name in metrics} == metrics
+    assert [warning["code"] for warning in prepared.warnings] == warned
+
+
+@pytest.mark.parametrize(
+    ("somebody_paints", "columns", "encoded"),
+    [
+        (True, {}, ["a red circle"]),
+        (False, {}, []),
+        (True, {"reference_image_path": "u/x.png", "reference_strength": 0.5}, ["a red circle"]),
+        (True, {"reference_image_path": "u/x.png", "reference_strength": 1}, []),
+    ],
+)
+def test_prompts_are_encoded_ahead_where_another_job_paints_and_this_one_will(
+    monkeypatch: pytest.MonkeyPatch, somebody_paints: bool, columns: dict[str, Any], encoded: list[str]
+) -> None:
+    picture, seen = Image.new("RGB", (64, 64)), []
+    monkeypatch.setattr("ourvidz_sdxl.process.load_reference", lambda job, _: picture if job.has_reference else None)
+    gpu = Gpu(lambda _: None)
+    tools: Any = SimpleNamespace(
+        engine=SimpleNamespace(native_size=128, encode_prompts=lambda plan: seen.append(plan.prompt)),
+        gpu=gpu,
+        storage=None,
+        settings=SETTINGS,
+        enhancer=None,
+        image_check=None,
+        random_seed=lambda: 7,
+    )
+    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_fast", "prompt": "a red circle"}
+    with gpu.turn(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0)) if somebody_paints else nullcontext():
+        prepare(Job.from_row(row | columns), tools)
+    assert seen == encoded
 
 
 class RecordingQueue(Queue):

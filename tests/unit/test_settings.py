@@ -66,6 +66,31 @@ def test_a_local_enhancer_needs_its_model() -> None:
         Settings.from_env(ENOUGH | {"ENHANCER": "local"})
 
 
+def test_accelerations_are_off_unless_set() -> None:
+    settings = Settings.from_env(ENOUGH)
+    assert settings.guidance_interval == (0.0, 1.0)
+    assert settings.fast_lora_path is None
+
+
+@pytest.mark.parametrize(("value", "interval"), [("0.1-0.8", (0.1, 0.8)), (" 0 - .5 ", (0, 0.5)), ("0.25-1", (0.25, 1))])
+def test_a_guidance_interval_is_two_shares(value: str, interval: tuple[float, float]) -> None:
+    assert Settings.from_env(ENOUGH | {"GUIDANCE_INTERVAL": value}).guidance_interval == interval
+
+
+@pytest.mark.parametrize("value", ["0.5", "0.8-0.1", "0.5-0.5", "10-80", "-0.1-0.5", "0.1-0.5-0.8", "nan-1", "early"])
+def test_what_is_no_part_of_a_schedule_is_refused_with_an_example(value: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"GUIDANCE_INTERVAL: .*two shares of its steps, such as 0\.1-0\.8"):
+        Settings.from_env(ENOUGH | {"GUIDANCE_INTERVAL": value})
+
+
+def test_a_few_step_lora_has_2_to_16_steps_or_else_8() -> None:
+    assert Settings.from_env(ENOUGH).fast_lora_steps == 8
+    assert Settings.from_env(ENOUGH | {"FAST_LORA_STEPS": "4"}).fast_lora_steps == 4
+    for steps in ("1", "17"):
+        with pytest.raises(SettingsInvalid, match="FAST_LORA_STEPS"):
+            Settings.from_env(ENOUGH | {"FAST_LORA_STEPS": steps})
+
+
 def test_every_setting_is_explained_to_the_operator() -> None:
     example = (Path(__file__).parents[2] / ".env.example").read_text()
     for name in Settings.model_fields:

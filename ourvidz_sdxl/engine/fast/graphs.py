@@ -10,21 +10,23 @@ and replaying means calling.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from ourvidz_sdxl.engine.fast import kernels
 from ourvidz_sdxl.engine.fast.unet import FastUNet
 from ourvidz_sdxl.engine.fast.vae import FastDecoder, FastEncoder, as_bytes
 
 GRAPHS_KEPT = 24  # four sizes in three batch sizes, with and without guidance; a graph's own nodes take some 10 MB
 # The pool's first piece: what the VAE and a batch of 6 need at 1024 x 1024. Without it, they took 1 GB more, in fragments.
 ARENA_BYTES = 1792 << 20
-POOL_LIMIT_BYTES = 6 << 30  # on top of that; beyond it all graphs go, and those in use are captured again
-WARM_UP_CALLS = 2  # the first compiles kernels and chooses algorithms, the second shows that it was the last to do so
+LEAST_ROOM_BYTES = 1 << 30  # on top of that, for what the usual batches differ in, whatever the limit
 
 G = TypeVar("G")
 
@@ -34,6 +36,7 @@ class StepShape:
     """What a step's graph is captured for. `height` and `width` are the latents'; `tokens` the prompt's, 77 for a short one.
 
     `euler`: the step ends with the new latents; otherwise with the prediction, for a scheduler outside of the graph.
+    `unet`: which of the engine's.
     """
 
     images: int
@@ -42,6 +45,7 @@ class StepShape:
     tokens: int
     guided: bool
     euler: bool
+    unet: int = 0
 
 
 class Pool:
@@ -57,8 +61,9 @@ class Pool:
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._memory):
-            for _ in range(WARM_UP_CALLS):
+            with kernels.compiled_ahead():
                 body()
+            body()  # cuDNN and cuBLAS choose their algorithms
         # Other threads encode and upload meanwhile, and may call CUDA: only this thread's calls are looked at.
         pool: Any = self._memory.id
         with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -140,15 +145,33 @@ class Encode(Replayable):
 class Graphs:
     """The graphs of the shapes that were used last. Not for several threads."""
 
-    def __init__(self, unet: FastUNet, encoder: FastEncoder, decoder: FastDecoder, *, captured: bool = True) -> None:
-        self._captured = captured and unet.device.type == "cuda"
-        self._unet, self._encoder, self._decoder = unet, encoder, decoder
+    def __init__(
+        self,
+        unets: Sequence[FastUNet],
+        encoder: FastEncoder,
+        decoder: FastDecoder,
+        *,
+        beside: threading.Lock,
+        limit_bytes: float = math.inf,
+        captured: bool = True,
+    ) -> None:
+        """`beside` is held by other threads while they use the GPU.
+
+        `limit_bytes`: of the GPU's memory, weights included. Beyond it all graphs go, and those in use are captured again. A job that
+        needs more for itself gets it all the same.
+        """
+        self._device = unets[0].device
+        self._beside = beside
+        self._captured = captured and self._device.type == "cuda"
+        self._unets, self._encoder, self._decoder = unets, encoder, decoder
+        weights = torch.cuda.memory_allocated(self._device) if self._captured else 0
+        self._room_bytes = max(limit_bytes - weights - ARENA_BYTES, LEAST_ROOM_BYTES)
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._pool: Pool | None = None
         self._pool_bytes = 0
 
     def step(self, shape: StepShape) -> Step:
-        return self._get(shape, lambda: Step(self._unet, shape, self._pool))
+        return self._get(shape, lambda: Step(self._unets[shape.unet], shape, self._pool))
 
     def decode(self, height: int, width: int) -> Decode:
         """Of latents of this size."""
@@ -160,7 +183,7 @@ class Graphs:
 
     def _get(self, key: Hashable, make: Callable[[], G]) -> G:
         if key not in self._kept:
-            if self._pool_bytes > POOL_LIMIT_BYTES:
+            if self._pool_bytes > self._room_bytes:
                 self.forget()
             if self._pool is None and self._captured:
                 self._pool = Pool()
@@ -174,17 +197,18 @@ class Graphs:
 
     def uncaptured(self) -> Graphs:
         """The same functions, called each time: slower, and without memory of their own."""
-        return Graphs(self._unet, self._encoder, self._decoder, captured=False)
+        return Graphs(self._unets, self._encoder, self._decoder, beside=self._beside, captured=False)
 
     def forget(self) -> None:
         """Lets go of every graph and of their memory, which the next `empty_cache` gives back."""
         self._kept.clear()
         if self._pool is not None:
-            torch._C._cuda_clearCublasWorkspaces()  # one of them is a piece of the pool, and would keep the whole of it
+            with self._beside:  # whoever multiplies there has a workspace, too
+                torch._C._cuda_clearCublasWorkspaces()  # one of them is a piece of the pool, and would keep the whole of it
         self._pool, self._pool_bytes = None, 0
 
     def _reserved(self) -> int:
         if self._pool is None:
             return 0
         torch.cuda.empty_cache()  # so that only what is in use counts
-        return torch.cuda.memory_reserved(self._unet.device)
+        return torch.cuda.memory_reserved(self._device)

@@ -6,6 +6,7 @@ Images are [rows, height, width, channels] and contiguous, tokens [rows, tokens,
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # cuDNN's attention took 0.213 ms where flash took 0.338 (one H100, 4,096 tokens of 10 heads of 64). MATH is for the CPU.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max
 TENSOR_CORE_CHANNELS = 8  # of sixteen bits; convolutions of fewer, or of no multiple, miss the tensor cores (cuDNN's guide)
 
 
@@ -36,6 +39,15 @@ def _memory_bound(tensor: Tensor) -> Any:
 def _products(tensor: Tensor) -> Any:
     """The Triton kernels that multiply matrices, or None."""
     return found[1] if tensor.is_cuda and (found := _triton()) else None
+
+
+def compiled_ahead() -> AbstractContextManager[None]:
+    """Within it, calls only have their kernels compiled, many at a time; what they return is garbage."""
+    if _triton() is None:
+        return nullcontext()
+    from ourvidz_sdxl.engine.fast import triton_launch
+
+    return triton_launch.compiled_ahead()
 
 
 def group_norm(
@@ -79,16 +91,32 @@ def group_norm_reference(
     return (functional.silu(normal) if silu else normal).permute(0, 2, 3, 1).to(image.dtype).contiguous()
 
 
-def layer_norm(stream: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-    """LayerNorm of the tokens, after `offset` [channels] is added to each."""
-    if fast := _memory_bound(stream):
-        return fast.layer_norm(stream, offset, weight, bias, eps=eps)  # type: ignore[no-any-return]
-    return layer_norm_reference(stream, offset, weight, bias, eps=eps)
+def layer_norm(
+    stream: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    due: Tensor | None = None,
+    fp8_scale: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm of the tokens, after `offset` [channels] is added to each. What is still `due` is added onto the stream before.
+
+    With `fp8_scale`, one number, the result is in FP8, that many times as large.
+    """
+    norm: Any = fast.layer_norm if (fast := _memory_bound(stream)) else layer_norm_reference
+    return norm(stream, offset, weight, bias, eps=eps, due=due, fp8_scale=fp8_scale)  # type: ignore[no-any-return]
 
 
-def layer_norm_reference(stream: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+def layer_norm_reference(
+    stream: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, *, eps: float, due: Tensor | None, fp8_scale: Tensor | None
+) -> Tensor:
+    if due is not None:
+        stream += due
     whole = stream.float() + offset.float()
-    return functional.layer_norm(whole, whole.shape[-1:], weight.float(), bias.float(), eps).to(stream.dtype)
+    normal = functional.layer_norm(whole, whole.shape[-1:], weight.float(), bias.float(), eps)
+    return normal.to(stream.dtype) if fp8_scale is None else to_fp8(normal * fp8_scale)
 
 
 def add(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
@@ -118,6 +146,32 @@ def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def geglu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     both = functional.linear(tokens.float(), weight.float(), bias.float())
     return (both[..., 0::2] * functional.gelu(both[..., 1::2])).to(tokens.dtype)
+
+
+def to_fp8(tensor: Tensor) -> Tensor:
+    """Rounded; beyond the largest number of the format stands that."""
+    return tensor.float().clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def fp8_linear(tokens: Tensor, weight: Tensor, token_scale: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A linear layer of FP8 in `dtype`: tokens and weight are as many times too small as their scales say."""
+    if tokens.is_cuda:
+        flat = tokens.flatten(0, -2)
+        product = torch._scaled_mm(flat, weight.T, token_scale, weight_scale, out_dtype=dtype, use_fast_accum=True)
+        return product.view(*tokens.shape[:-1], -1)
+    return (functional.linear(tokens.float(), weight.float()) * (token_scale * weight_scale)).to(dtype)
+
+
+def geglu_fp8(tokens: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out_scales: Tensor) -> Tensor:
+    """`geglu` of FP8, whose product is `scale` too small, in FP8: output i is `out_scales[i]` times as large."""
+    if fast := _products(tokens):
+        return fast.geglu_fp8(tokens, weight, bias, scale, out_scales)  # type: ignore[no-any-return]
+    return geglu_fp8_reference(tokens, weight, bias, scale, out_scales)
+
+
+def geglu_fp8_reference(tokens: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out_scales: Tensor) -> Tensor:
+    both = functional.linear(tokens.float(), weight.float()) * scale + bias.float()
+    return to_fp8(both[..., 0::2] * functional.gelu(both[..., 1::2]) * out_scales)
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

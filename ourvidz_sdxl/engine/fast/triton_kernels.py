@@ -1,6 +1,7 @@
 """The memory-bound functions of `kernels` as Triton kernels; what each computes is said there. Tuned on an H100.
 
-Sizes that differ from layer to layer are arguments and not constants, so that few variants have to be compiled.
+Sizes that differ from layer to layer are arguments and not constants, and Triton is told not to look at their values where no
+access gets wider by them, so that few variants have to be compiled.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ourvidz_sdxl.engine.fast.triton_launch import launch
+
 TILE = 4096  # elements that a program holds at a time: 32 a thread, in whole lines of at least 128 bytes
 WARPS = 4
 WIDEST = 256  # channels of a tile
 PROGRAMS = 528  # four for each of an H100's 132 multiprocessors: all run at once, and none waits for a second turn
 ADD_TILE, ADD_WARPS = 8192, 8
+LARGEST_GROUP = 128  # channels of a GroupNorm's group, rounded up: SDXL's 4 to 80 are one kernel then
 
 
 def power_of_two_in(number: int, most: int) -> int:
@@ -36,7 +40,7 @@ def _load_either(image, skip, pixel, block, inside, C1, C2, SKIP: tl.constexpr, 
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS", "CHUNK"])
 def _channel_sums(image, skip, sums, PIXELS, CHUNK, C1, C2, SKIP: tl.constexpr, CB: tl.constexpr, P: tl.constexpr):
     """Sums and sums of squares of CB channels over CHUNK pixels of one row -> sums[2, row, chunk, channel]."""
     chunk, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -53,7 +57,7 @@ def _channel_sums(image, skip, sums, PIXELS, CHUNK, C1, C2, SKIP: tl.constexpr, 
     tl.store(at + tl.num_programs(2) * tl.num_programs(0) * (C1 + C2), tl.sum(squares, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS", "CHUNKS", "C", "GS", "OFFSET_LINE", "REPEAT"])
 def _group_affine(
     sums, offset, weight, bias, affine, PIXELS, CHUNKS, C, GS, OFFSET_LINE, REPEAT, EPS,
     OFFSET: tl.constexpr, GSP: tl.constexpr, BLOCK: tl.constexpr,
@@ -83,7 +87,7 @@ def _group_affine(
     tl.store(affine + (rows + n) * C + channel, shift, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS"])
 def _apply_affine(
     image, skip, affine, out, PIXELS, C1, C2,
     SKIP: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, SILU: tl.constexpr,
@@ -125,47 +129,62 @@ def group_norm(
     affine = torch.empty((2, rows, channels), device=image.device, dtype=torch.float32)
     out = image.new_empty(rows, height, width, channels)
     tiling: dict[str, Any] = {"SKIP": skip is not None, "CB": block, "P": tile, "num_warps": WARPS}
-    _channel_sums[chunks, blocks, rows](image, skip, sums, pixels, chunk, own, others, **tiling)
+    launch(_channel_sums, (chunks, blocks, rows), image, skip, sums, pixels, chunk, own, others, **tiling)
     size = channels // groups
-    padded = triton.next_power_of_2(size)
+    padded = max(LARGEST_GROUP, triton.next_power_of_2(size))
     line, repeat = (0, 1) if offset is None else (offset.stride(0), rows // len(offset))
-    _group_affine[groups, rows](
+    launch(
+        _group_affine, (groups, rows),
         sums, offset, weight, bias, affine, pixels, chunks, channels, size, line, repeat, eps,
         OFFSET=offset is not None, GSP=padded, BLOCK=max(1, TILE // padded), num_warps=4,
     )  # fmt: skip
-    _apply_affine[triton.cdiv(pixels, tile), blocks, rows](image, skip, affine, out, pixels, own, others, SILU=silu, **tiling)
+    grid = (triton.cdiv(pixels, tile), blocks, rows)
+    launch(_apply_affine, grid, image, skip, affine, out, pixels, own, others, SILU=silu, **tiling)
     return out
 
 
-@triton.jit
-def _layer_norm(stream, offset, weight, bias, normal, TOKENS, EPS, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr):
+@triton.jit(do_not_specialize=["TOKENS"])
+def _layer_norm(
+    stream, due, offset, weight, bias, scale, normal, TOKENS, EPS,
+    DUE: tl.constexpr, SCALED: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
     token = (tl.program_id(0) * R + tl.arange(0, R))[:, None]
     channel = tl.arange(0, CP)[None, :]
     real = channel < C
+    factor = tl.load(scale) if SCALED else 1.0
     gain = tl.load(weight + channel, mask=real, other=0.0).to(tl.float32)
     shift = tl.load(bias + channel, mask=real, other=0.0).to(tl.float32)
     moved = tl.load(offset + channel, mask=real, other=0.0).to(tl.float32)
     inside = (token < TOKENS) & real
     at = token.to(tl.int64) * C + channel
-    tile = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32) + moved
+    tile = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
+    if DUE:
+        tile += tl.load(due + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(stream + at, tile.to(stream.dtype.element_ty), mask=inside)
+    tile += moved
     mean = tl.sum(tile, axis=1)[:, None] / C
     centred = tl.where(real, tile - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, axis=1)[:, None] / C + EPS)
-    tl.store(normal + at, (centred * scale * gain + shift).to(normal.dtype.element_ty), mask=inside)
+    deviation = tl.rsqrt(tl.sum(centred * centred, axis=1)[:, None] / C + EPS)
+    tile = (centred * deviation * gain + shift) * factor
+    tl.store(normal + at, tile.to(normal.dtype.element_ty), mask=inside)
 
 
-def layer_norm(stream: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+def layer_norm(
+    stream: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, *, eps: float, due: Tensor | None, fp8_scale: Tensor | None
+) -> Tensor:
     channels = stream.shape[-1]
     tokens, padded = stream.numel() // channels, triton.next_power_of_2(channels)
     together = max(1, TILE // padded)
-    normal = torch.empty_like(stream)
-    _layer_norm[(triton.cdiv(tokens, together),)](
-        stream, offset, weight, bias, normal, tokens, eps, C=channels, CP=padded, R=together, num_warps=WARPS
-    )
+    normal = torch.empty_like(stream, dtype=stream.dtype if fp8_scale is None else torch.float8_e4m3fn)
+    launch(
+        _layer_norm, (triton.cdiv(tokens, together),),
+        stream, due, offset, weight, bias, fp8_scale, normal, tokens, eps,
+        DUE=due is not None, SCALED=fp8_scale is not None, C=channels, CP=padded, R=together, num_warps=WARPS,
+    )  # fmt: skip
     return normal
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def _add(left, right, bias, TOKENS, C, R: tl.constexpr, BLOCK: tl.constexpr):
     token = (tl.program_id(0) * R + tl.arange(0, R))[:, None]
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -180,13 +199,12 @@ def add(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     channels = left.shape[-1]
     tokens, block = left.numel() // channels, power_of_two_in(channels, WIDEST)
     together = ADD_TILE // block
-    _add[triton.cdiv(tokens, together), channels // block](
-        left, right, bias, tokens, channels, R=together, BLOCK=block, num_warps=ADD_WARPS
-    )
+    grid = (triton.cdiv(tokens, together), channels // block)
+    launch(_add, grid, left, right, bias, tokens, channels, R=together, BLOCK=block, num_warps=ADD_WARPS)
     return left
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["HEIGHT", "WIDTH"])
 def _join_corners(corners, bias, out, HEIGHT, WIDTH, C, X: tl.constexpr, BLOCK: tl.constexpr):
     """One line of the output: X pixels of BLOCK channels. HEIGHT and WIDTH are the small image's."""
     row, y = tl.program_id(0) // (2 * HEIGHT), tl.program_id(0) % (2 * HEIGHT)
@@ -208,9 +226,8 @@ def join_corners(corners: Tensor, bias: Tensor) -> Tensor:
     block = power_of_two_in(channels, WIDEST)
     together = min(ADD_TILE // block, triton.next_power_of_2(2 * width))
     out = corners.new_empty(rows, 2 * height, 2 * width, channels)
-    _join_corners[rows * 2 * height, triton.cdiv(2 * width, together), channels // block](
-        corners, bias, out, height, width, channels, X=together, BLOCK=block, num_warps=ADD_WARPS
-    )
+    grid = (rows * 2 * height, triton.cdiv(2 * width, together), channels // block)
+    launch(_join_corners, grid, corners, bias, out, height, width, channels, X=together, BLOCK=block, num_warps=ADD_WARPS)
     return out
 
 
@@ -226,5 +243,5 @@ def softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
     lines, keys = scores.shape
     out = scores.new_empty(scores.shape, dtype=dtype)
     block = triton.next_power_of_2(keys)
-    _softmax[(lines,)](scores, out, keys, BLOCK=block, num_warps=min(16, max(4, block // 2048)))
+    launch(_softmax, (lines,), scores, out, keys, BLOCK=block, num_warps=min(16, max(4, block // 2048)))
     return out

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ourvidz_sdxl.engine.fast import kernels
+from ourvidz_sdxl.engine.fast.fp8 import Fp8FeedForward, Fp8Linear, scale_after_norm
 
 SUPPORTED = {
     "addition_embed_type": "text_time",
@@ -86,14 +87,20 @@ class Norm:
     def __init__(self, norm: Any) -> None:
         self.weight, self.bias, self.eps = take(norm.weight), take(norm.bias), float(norm.eps)
         self.groups: int = getattr(norm, "num_groups", 1)
+        self.fp8_scale: Tensor | None = None
 
     def group(self, image: Tensor, *, silu: bool, skip: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
         return kernels.group_norm(
             image, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=silu, skip=skip, offset=offset
         )
 
-    def layer(self, stream: Tensor, offset: Tensor) -> Tensor:
-        return kernels.layer_norm(stream, offset, self.weight, self.bias, eps=self.eps)
+    def layer(self, stream: Tensor, offset: Tensor, due: Tensor | None = None) -> Tensor:
+        return kernels.layer_norm(stream, offset, self.weight, self.bias, eps=self.eps, due=due, fp8_scale=self.fp8_scale)
+
+    def put_out_fp8(self) -> Tensor:
+        """From now on; returns the scale."""
+        self.fp8_scale = scale_after_norm(self.weight, self.bias)
+        return self.fp8_scale
 
 
 class Resnet:
@@ -124,42 +131,72 @@ class Resnet:
         return residual
 
 
+class Linear:
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return functional.linear(tokens, self.weight)
+
+
+class FeedForward:
+    """GEGLU (rows of values and gates in turns) and the projection after it."""
+
+    def __init__(self, gate: Tensor, gate_bias: Tensor, project: Tensor) -> None:
+        self.gate, self.gate_bias, self.project = gate, gate_bias, project
+
+    def __call__(self, tokens: Tensor, onto: Tensor) -> None:
+        """Adds onto the stream [rows x tokens, channels]."""
+        onto.addmm_(kernels.geglu(tokens, self.gate, self.gate_bias).flatten(0, 1), self.project.T)
+
+
 class TransformerBlock:
     """The residual stream comes without the biases that were due so far; `owed` is their sum, the same for every token.
 
     So each branch ends in one multiplication that adds onto the stream in place, and its bias waits for the next normalisation.
+    In FP8, whose multiplication cannot add, the last branch waits for that, too.
     """
 
-    def __init__(self, block: Any, texts: Slices, owed: Tensor) -> None:
+    def __init__(self, block: Any, texts: Slices, owed: Tensor, *, fp8: bool) -> None:
         block.to(texts.weight.device)
         self.norm1, self.norm2, self.norm3 = Norm(block.norm1), Norm(block.norm2), Norm(block.norm3)
         self.heads: int = block.attn1.heads
         own, text = block.attn1, block.attn2
-        self.qkv = torch.cat([take(own.to_q.weight), take(own.to_k.weight), take(own.to_v.weight)])
+        qkv = torch.cat([take(own.to_q.weight), take(own.to_k.weight), take(own.to_v.weight)])
         self.out = take(own.to_out[0].weight)
-        self.text_q = take(text.to_q.weight)
+        text_q = take(text.to_q.weight)
         self.text_k, self.text_v = texts.add(take(text.to_k.weight)), texts.add(take(text.to_v.weight))
         self.text_out = take(text.to_out[0].weight)
         gate, project = block.ff.net[0].proj, block.ff.net[2]
-        self.gate, self.gate_bias = kernels.interleave_rows(take(gate.weight)), kernels.interleave_rows(take(gate.bias))
-        self.project = take(project.weight)
+        gate_weight, gate_bias = kernels.interleave_rows(take(gate.weight)), kernels.interleave_rows(take(gate.bias))
+        project_weight = take(project.weight)
+        self.qkv: Linear | Fp8Linear
+        self.text_q: Linear | Fp8Linear
+        self.feed_forward: FeedForward | Fp8FeedForward
+        if fp8:
+            self.qkv = Fp8Linear(qkv, self.norm1.put_out_fp8())
+            self.text_q = Fp8Linear(text_q, self.norm2.put_out_fp8())
+            scale = self.norm3.put_out_fp8()
+            self.feed_forward = Fp8FeedForward(gate_weight, gate_bias, project_weight, scale, self.norm3.weight)
+        else:
+            self.qkv, self.text_q = Linear(qkv), Linear(text_q)
+            self.feed_forward = FeedForward(gate_weight, gate_bias, project_weight)
         self.owed1 = owed
         self.owed2 = self.owed1 + take(own.to_out[0].bias).float()
         self.owed3 = self.owed2 + take(text.to_out[0].bias).float()
         self.owed_after = self.owed3 + take(project.bias).float()
 
-    def __call__(self, stream: Tensor, texts: Tensor) -> None:
-        """Adds onto the stream [rows, tokens, channels]."""
+    def __call__(self, stream: Tensor, due: Tensor | None, texts: Tensor) -> Tensor | None:
+        """Adds onto the stream [rows, tokens, channels] what was due and its own; returns what is due after it."""
         onto = stream.flatten(0, 1)
-        normal = self.norm1.layer(stream, self.owed1)
-        queries, keys, values = functional.linear(normal, self.qkv).view(*normal.shape[:2], 3, self.heads, -1).unbind(2)
+        normal = self.norm1.layer(stream, self.owed1, due)
+        queries, keys, values = self.qkv(normal).view(*normal.shape[:2], 3, self.heads, -1).unbind(2)
         onto.addmm_(kernels.attention(queries, keys, values).flatten(0, 1), self.out.T)
 
-        normal = self.norm2.layer(stream, self.owed2)
-        onto.addmm_(self._look_at_text(functional.linear(normal, self.text_q), texts).flatten(0, 1), self.text_out.T)
+        queries = self.text_q(self.norm2.layer(stream, self.owed2))
+        onto.addmm_(self._look_at_text(queries, texts).flatten(0, 1), self.text_out.T)
 
-        normal = self.norm3.layer(stream, self.owed3)
-        onto.addmm_(kernels.geglu(normal, self.gate, self.gate_bias).flatten(0, 1), self.project.T)
+        return self.feed_forward(self.norm3.layer(stream, self.owed3), onto)
 
     def _look_at_text(self, queries: Tensor, texts: Tensor) -> Tensor:
         """The rows of one prompt are taken as one long row, since no query knows of any other."""
@@ -169,22 +206,25 @@ class TransformerBlock:
 
 
 class Transformer:
-    def __init__(self, model: Any, texts: Slices) -> None:
+    def __init__(self, model: Any, texts: Slices, *, fp8: bool) -> None:
         for part in (model.norm, model.proj_in, model.proj_out):
             part.to(texts.weight.device)
         self.norm = Norm(model.norm)
         self.enter, owed = take(model.proj_in.weight), take(model.proj_in.bias).float()
         self.blocks: list[TransformerBlock] = []
         for block in model.transformer_blocks:
-            self.blocks.append(TransformerBlock(block, texts, owed))
+            self.blocks.append(TransformerBlock(block, texts, owed, fp8=fp8))
             owed = self.blocks[-1].owed_after
         self.leave, bias = take(model.proj_out.weight), take(model.proj_out.bias)
         self.leave_bias = (bias.float() + self.leave.float() @ owed).to(bias.dtype)
 
     def __call__(self, image: Tensor, texts: Tensor) -> Tensor:
         stream = functional.linear(self.norm.group(image, silu=False).flatten(1, 2), self.enter)
+        due = None
         for block in self.blocks:
-            block(stream, texts)
+            due = block(stream, due, texts)
+        if due is not None:
+            stream += due
         return kernels.add(functional.linear(stream, self.leave).view_as(image), image, self.leave_bias)
 
 
@@ -198,10 +238,11 @@ class Level:
 
 
 class FastUNet:
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, *, fp8: bool = False) -> None:
         """`model` is a diffusers UNet2DConditionModel of a configuration with nothing `unsupported`; it is hollow afterwards.
 
         It is best on the CPU still, memory-mapped: then it comes to the device part by part, and repacking leaves no holes there.
+        `fp8`: see the page of that name.
         """
         config = model.config
         for part in (model.time_embedding, model.add_embedding, model.conv_in, model.conv_norm_out, model.conv_out):
@@ -221,9 +262,11 @@ class FastUNet:
         texts = Slices([layer for attention in attentions for layer in (attention.to_k, attention.to_v)], device)
         self._enter = kernels.packed_convolution(kernels.filled_up(take(model.conv_in.weight), 1))
         self._enter_bias = take(model.conv_in.bias)
-        self._down = [_level(block, getattr(block, "downsamplers", None), times, texts) for block in model.down_blocks]
-        self._middle = _level(model.mid_block, None, times, texts)
-        self._up = [_level(block, getattr(block, "upsamplers", None), times, texts, fold=True) for block in model.up_blocks]
+        self._down = [_level(block, getattr(block, "downsamplers", None), times, texts, fp8=fp8) for block in model.down_blocks]
+        self._middle = _level(model.mid_block, None, times, texts, fp8=fp8)
+        self._up = [
+            _level(block, getattr(block, "upsamplers", None), times, texts, fp8=fp8, fold=True) for block in model.up_blocks
+        ]
         self._leave_norm = Norm(model.conv_norm_out)
         self._leave = kernels.packed_convolution(kernels.filled_up(take(model.conv_out.weight), 0))
         self._leave_bias = take(model.conv_out.bias)
@@ -276,7 +319,7 @@ class FastUNet:
         return (image[..., : self.latent_channels] + self._leave_bias).permute(0, 3, 1, 2)
 
 
-def _level(block: Any, resizers: Any, times: Slices, texts: Slices, *, fold: bool = False) -> Level:
+def _level(block: Any, resizers: Any, times: Slices, texts: Slices, *, fp8: bool, fold: bool = False) -> Level:
     resize = None
     if resizers:
         resizers.to(times.weight.device)
@@ -284,7 +327,7 @@ def _level(block: Any, resizers: Any, times: Slices, texts: Slices, *, fold: boo
         resize = (kernels.folded_upsampling(weight) if fold else kernels.packed_convolution(weight), bias)
     return Level(
         resnets=[Resnet(one, times) for one in block.resnets],
-        attentions=[Transformer(one, texts) for one in getattr(block, "attentions", [])],
+        attentions=[Transformer(one, texts, fp8=fp8) for one in getattr(block, "attentions", [])],
         resize=resize,
     )
 

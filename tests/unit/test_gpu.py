@@ -1,0 +1,56 @@
+"""Turns on the GPU, what goes on beside them, and the fault that ends them all."""
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released
+from ourvidz_sdxl.gpu import Gpu
+from ourvidz_sdxl.queue import Lease
+
+
+def lease() -> Lease:
+    return Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0)
+
+
+def test_who_paints_is_told_before_it_paints_and_the_end_when_the_next_may_paint() -> None:
+    first, second = lease(), lease()
+    told: list[UUID | None] = []
+
+    def on_turn(job_id: UUID | None) -> None:
+        told.append(job_id)
+        if told == [first.job_id, None]:
+            assert first.painted
+            with gpu.turn(second):  # nobody has to wait for what is done in here
+                assert gpu.painting == second.job_id
+
+    gpu = Gpu(on_turn)
+    with gpu.turn(first):
+        assert told == [first.job_id] == [gpu.painting]
+        assert not first.painted
+    assert told == [first.job_id, None, second.job_id, None]
+
+
+def test_a_job_that_ends_while_it_waits_has_no_turn() -> None:
+    gpu, waiting = Gpu(lambda _: None), lease()
+    waiting.end(JobCancelled)
+    with gpu.turn(lease()), pytest.raises(JobCancelled), gpu.turn(waiting):
+        pass
+    assert not waiting.painted
+
+
+def test_after_a_fault_in_a_turn_the_others_are_given_back() -> None:
+    gpu = Gpu(lambda _: None)
+    with pytest.raises(GpuUnusable), gpu.turn(lease()):
+        raise GpuUnusable("planted")
+    assert not gpu.usable
+    with pytest.raises(Released), gpu.turn(lease()):
+        pass
+
+
+def test_a_fault_beside_a_turn_gives_its_job_back_and_ends_the_turns_after_this_one() -> None:
+    gpu = Gpu(lambda _: None)
+    with gpu.turn(lease()), pytest.raises(Released, match="planted"), gpu.beside():
+        raise GpuUnusable("planted")
+    with pytest.raises(Released), gpu.turn(lease()):
+        pass
