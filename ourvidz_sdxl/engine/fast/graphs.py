@@ -157,8 +157,8 @@ class Graphs:
     ) -> None:
         """`beside` is held by other threads while they use the GPU.
 
-        `limit_bytes`: of the GPU's memory, weights included. Beyond it all graphs go, and those in use are captured again. A job that
-        needs more for itself gets it all the same.
+        `limit_bytes`: of the GPU's memory, weights included. Beyond it all graphs go, and those in use are captured again.
+        A job that needs more for itself gets it all the same.
         """
         self._device = unets[0].device
         self._beside = beside
