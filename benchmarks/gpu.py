@@ -34,6 +34,7 @@ from ourvidz_sdxl.engine.load import load_components
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.plan import Plan, make_plan
+from ourvidz_sdxl.progress import MIN_INTERVAL_SECONDS
 
 BUNDLED = Path(__file__).resolve().parents[1] / "models" / "tiny-sdxl"
 DEVICE = torch.device("cuda")
@@ -58,6 +59,23 @@ def paint_seconds(engine: SdxlEngine, asked: Plan, rounds: int, reference: Image
         images = engine.paint(asked, reference, lambda _done, _total: None)
         seconds.append(time.perf_counter() - started)
     return seconds[0], statistics.median(seconds[1:]), images
+
+
+def with_previews(engine: SdxlEngine, rounds: int) -> float:
+    """Seconds of a painting of which somebody is shown as much as ever: the median."""
+    seconds = []
+    for _ in range(rounds + 1):
+        started = shown = time.perf_counter()
+
+        def show(_done: int, _total: int) -> None:
+            nonlocal shown
+            if time.perf_counter() - shown >= MIN_INTERVAL_SECONDS:
+                shown = time.perf_counter()
+                engine.preview(0)
+
+        engine.paint(plan(), None, show)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def milliseconds(call: Callable[[], object], rounds: int = 12) -> float:
@@ -100,6 +118,7 @@ def measure_ours(checkpoint: Path) -> tuple[Measured, Any]:
     torch.cuda.synchronize()
     ours["load"] = time.perf_counter() - started
     pictures = measure_images(engine, {1: 5, 3: 2, 6: 3}, ours)
+    ours["previews"] = with_previews(engine, rounds=5)
     reference = Image.effect_mandelbrot((EDGE, EDGE), (-2, -1.5, 1, 1.5), 100).convert("RGB")
     for name, columns in (("exact copy", {"exact_copy_mode": True}), ("modify 0.5", {"reference_strength": 0.5})):
         _, ours[name], _ = paint_seconds(engine, plan(with_reference=True, **columns), 3, reference)
@@ -207,6 +226,7 @@ def figures(ours: Measured, eager: Measured, as_graph: Measured) -> list[dict[st
         ("UNet step, 2 rows", "ms", "step 2", as_graph, AS_GRAPH, 27),
         ("UNet step, 12 rows", "ms", "step 12", {}, None, None),
         ("VAE decode", "ms", "decode", as_graph, AS_GRAPH, 29),
+        ("batch 1, an image, with previews", "s", "previews", {"previews": ours["batch 1"]}, "without", None),
         ("exact copy", "s", "exact copy", {}, None, 0.10),
         ("modify at strength 0.5", "s", "modify 0.5", {}, None, None),
         *((f"peak memory reserved, batch {batch}", "GB", f"batch {batch}, reserved", eager, EAGER, 10.0) for batch in (1, 3, 6)),

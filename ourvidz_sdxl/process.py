@@ -168,12 +168,14 @@ def load_reference(job: Job, storage: Storage) -> Image.Image | None:
 def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Sequence[Image.Image], dict[str, Any]]:
     """The images, and the owner's `log_performance_metrics` (seconds, MiB)."""
     plan = prepared.plan
+    shown = tools.settings.previews and tools.image_check is None  # what the check would refuse must not be seen beforehand
 
     def on_step(done: int, total: int) -> None:
         tools.gpu.step()
         lease.check()
         lease.progress = 100 * done // (total + 1)  # the last share is delivery
-        tools.progress.step(job.id, done, total)
+        index = done % plan.batch_size  # each of the images in its turn
+        tools.progress.step(job.id, done, total, lambda: (index, tools.engine.preview(index)) if shown else None)
 
     with tools.gpu.turn(lease):
         started = time.monotonic()

@@ -44,6 +44,7 @@ class Settings(BaseModel):
     memory_limit_gb: Annotated[float, Field(ge=1)] = 10
     keep_weights: bool = True
     fp8: bool = False
+    previews: bool = True
     model_retry_seconds: Annotated[float, Field(ge=0)] = 10
     max_concurrent_jobs: Annotated[int, Field(ge=1, le=16)] = 2
     step_timeout_seconds: Annotated[float, Field(ge=1)] = 120

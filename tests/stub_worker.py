@@ -67,6 +67,9 @@ class StubEngine:
         finally:
             self._painting = False
 
+    def preview(self, index: int) -> Image.Image | None:
+        return Image.new("RGB", (8, 8), "teal")
+
     def peak_vram_mb(self) -> None:
         return None
 

@@ -70,6 +70,9 @@ class Engine(Protocol):
         Raises OutOfMemory or BlankImage (the engine stays usable), or GpuUnusable (only a new process helps).
         """
 
+    def preview(self, index: int) -> Image.Image | None:
+        """Within `on_step` only: what image `index` looks like so far, an eighth as large; None where that cannot be told."""
+
     def peak_vram_mb(self) -> int | None:
         """The highest memory use since the last call of this method, in MiB; None on the CPU."""
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers.utils import logging as transformers_logging
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.engine.load import Components, load_components
 from ourvidz_sdxl.engine.lora import with_lora
+from ourvidz_sdxl.engine.preview import Projection, SoFar
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.text import PromptEncoder
 from ourvidz_sdxl.errors import BlankImage, GpuUnusable, OutOfMemory
@@ -49,6 +51,8 @@ class SdxlEngine:
         self.vram_mb = torch.cuda.get_device_properties(device).total_memory >> 20 if device.type == "cuda" else None
         self._latent_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)  # pixels to one latent, along an edge
         self.native_size: int = parts.unet.config.sample_size * self._latent_scale
+        self._so_far: SoFar | None = None
+        self._images = 0
 
     @classmethod
     def load(cls, model_path: Path, few_step_lora: Path | None = None) -> SdxlEngine:
@@ -81,7 +85,20 @@ class SdxlEngine:
                 raise ValueError("image-to-image needs a reference of the plan's size")
             if plan.denoise == 0:
                 return [reference.copy() for _ in plan.seeds]
-        return named_faults(self._paint_frugally if frugal else self._paint, plan, reference, on_step)
+        self._images = plan.batch_size
+        try:
+            return named_faults(self._paint_frugally if frugal else self._paint, plan, reference, on_step)
+        finally:
+            self._so_far = None
+
+    @cached_property
+    def _projection(self) -> Projection:
+        return Projection(self._encode, self.native_size)
+
+    def preview(self, index: int) -> Image.Image | None:
+        if self._so_far is None or len(self._so_far.after) != self._images:  # painted one by one
+            return None
+        return self._projection(self._so_far.expected(index))
 
     @torch.inference_mode()
     def _paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
@@ -96,6 +113,7 @@ class SdxlEngine:
         vae.tile_latent_min_size = vae.tile_sample_min_size // self._latent_scale
         try:
             for index, seed in enumerate(plan.seeds):
+                self._so_far = None
                 images += self._paint(replace(plan, seeds=(seed,)), reference, counted_on(on_step, index, plan.batch_size))
         finally:
             vae.disable_tiling()
@@ -111,7 +129,15 @@ class SdxlEngine:
     def _denoise(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> Any:
         """Latents [batch, 4, height / 8, width / 8] in the UNet's precision."""
 
-        def after_step(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def after_step(pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            before, after = self._so_far.after if self._so_far else None, tensors["latents"]
+            sigma_before = sigma_after = None
+            if before is not None and isinstance(pipeline.scheduler, EulerDiscreteScheduler):
+                index = pipeline.scheduler.step_index  # of the next step
+                sigma_before, sigma_after = (float(sigma) for sigma in pipeline.scheduler.sigmas[index - 1 : index + 1])
+            self._so_far = SoFar(
+                before=after if before is None else before, after=after, sigma_before=sigma_before, sigma_after=sigma_after
+            )
             on_step(step + 1, plan.painted_steps)
             return tensors
 

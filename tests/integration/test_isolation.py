@@ -1,9 +1,12 @@
 """Another user sees nothing of a job: no row, no image, no object, no history, no message on its topics."""
 
 import asyncio
+import base64
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 from realtime import RealtimeSubscribeStates
 from storage3.exceptions import StorageApiError
 from supabase import AsyncClient, acreate_client
@@ -55,6 +58,36 @@ def test_an_object_is_unseen_until_its_job_publishes_it(db: Database, user: User
     service.storage.from_("sdxl_image_fast").upload(path, b"unfinished", {"content-type": "image/png"})
     with pytest.raises(StorageApiError):
         user.client.storage.from_("sdxl_image_fast").download(path)
+
+
+@pytest.mark.parametrize("previews", [True, False])
+def test_whoever_watches_a_job_sees_its_steps_and_what_it_looks_like(
+    user: User, supabase: EmbeddedSupabase, previews: bool
+) -> None:
+    job = user.insert(prompt="a red circle", steps=25, target_worker="previews", batch_size=3)
+
+    async def scene() -> list[Any]:
+        heard: list[Any] = []
+        owner = await listener(supabase, user.access_token)
+        assert await join(owner, f"job:{job['id']}", heard) is RealtimeSubscribeStates.SUBSCRIBED
+
+        def paint() -> None:
+            with WorkerProcess(supabase, target_worker="previews", previews=previews) as worker:
+                worker.wait_for("job_completed", job_id=job["id"])
+
+        await asyncio.to_thread(paint)
+        await owner.realtime.close()
+        return [message["payload"] for message in heard if message["event"] == "progress"]
+
+    told = asyncio.run(scene())
+    assert told
+    assert all(one["id"] == job["id"] and 0 < one["step"] <= one["steps"] == 25 for one in told)
+    pictures = [one["preview"] for one in told if "preview" in one]
+    assert bool(pictures) is previews
+    for picture in pictures:
+        assert picture["index"] in range(3)
+        image = Image.open(BytesIO(base64.b64decode(picture["webp"])))
+        assert (image.format, image.size) == ("WEBP", (16, 16))
 
 
 def test_no_message(db: Database, user: User, other: User, supabase: EmbeddedSupabase, session_worker: WorkerProcess) -> None:

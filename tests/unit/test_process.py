@@ -23,8 +23,8 @@ from ourvidz_sdxl.errors import (
 )
 from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.job import Job
-from ourvidz_sdxl.plan import Plan
-from ourvidz_sdxl.process import end_failed, monitor_generation_quality, paint, prepare
+from ourvidz_sdxl.plan import Plan, make_plan
+from ourvidz_sdxl.process import Prepared, end_failed, monitor_generation_quality, paint, prepare
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
 from ourvidz_sdxl.settings import Settings
 
@@ -95,6 +95,37 @@ def test_the_operators_accelerations_reach_the_plan_and_the_metrics_say_so(
     _, told = paint(job, prepared, Lease(job.id, uuid4(), expires_at=60, clock=lambda: 0), tools)
     assert {name: told[name] for name in metrics} == metrics
     assert [warning["code"] for warning in prepared.warnings] == warned
+
+
+@pytest.mark.parametrize(
+    ("previews", "image_check", "shown"), [(True, None, [1, 2, 0, 1]), (False, None, []), (True, lambda _: True, [])]
+)
+def test_previews_are_of_each_image_in_its_turn_and_of_none_where_images_are_checked(
+    previews: bool, image_check: Any, shown: list[int]
+) -> None:
+    engine: Any = CountingEngine()
+    engine.preview = lambda index: index
+    seen: list[Any] = []
+    tools: Any = SimpleNamespace(
+        engine=engine,
+        gpu=Gpu(lambda _: None),
+        progress=SimpleNamespace(step=lambda *told: seen.append(told[-1]())),
+        settings=SETTINGS.model_copy(update={"previews": previews}),
+        image_check=image_check,
+    )
+    row = {
+        "id": uuid4(),
+        "user_id": uuid4(),
+        "claims": 1,
+        "job_type": "sdxl_image_fast",
+        "prompt": "a",
+        "steps": 4,
+        "batch_size": 3,
+    }
+    job = Job.from_row(row)
+    prepared = Prepared(plan=make_plan(job, native_size=128, random_seed=0), reference=None, enhanced_prompt=None)
+    paint(job, prepared, Lease(job.id, uuid4(), expires_at=60, clock=lambda: 0), tools)
+    assert [index for index, _ in filter(None, seen)] == shown
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from ourvidz_sdxl.engine.fast.unet import FastUNet, unsupported
 from ourvidz_sdxl.engine.fast.vae import FastDecoder, FastEncoder
 from ourvidz_sdxl.engine.load import CLIP_CONTEXT, SDXL_BASE, Components, fingerprint_of, load_components
 from ourvidz_sdxl.engine.lora import with_lora
+from ourvidz_sdxl.engine.preview import SoFar
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.sdxl import SdxlEngine, named_faults
 from ourvidz_sdxl.errors import ModelInvalid
@@ -141,7 +142,7 @@ class FastEngine(SdxlEngine):
         return bool(self._unprepared)
 
     def _usual(self) -> Iterator[Callable[[], object]]:
-        """What any first job needs; then the batches of the model's own size, and a reference of that size."""
+        """What any first job needs, a reference's encoding included; then the batches of the model's own size."""
         if self._device.type != "cuda":
             return
         edge = self.native_size // self._latent_scale
@@ -151,6 +152,7 @@ class FastEngine(SdxlEngine):
             self._text.encode("", "")
             captured(1)
             self._graphs.decode(edge, edge)
+            _ = self._projection
 
         def captured(images: int) -> None:
             self._graphs.step(StepShape(images=images, height=edge, width=edge, tokens=CLIP_CONTEXT, guided=True, euler=euler))
@@ -158,7 +160,6 @@ class FastEngine(SdxlEngine):
         yield first
         for images in BATCHES[1:]:
             yield partial(captured, images)
-        yield partial(self._graphs.encode, self.native_size, self.native_size)
 
     @torch.inference_mode()
     def _paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
@@ -229,7 +230,7 @@ class FastEngine(SdxlEngine):
         steps = [by_guidance[guided] for guided in which]
         if euler:
             numbers = euler_numbers(scheduler, skipped, plan.guidance_scale).to(self._device)
-            denoising = self._euler_steps(steps, latents, times, numbers)
+            denoising = self._euler_steps(steps, latents, times, numbers, scheduler.sigmas[skipped:].tolist())
         else:
             for step in by_guidance.values():
                 step.numbers.copy_(torch.tensor([1.0, 0.0, 0.0, plan.guidance_scale]))
@@ -257,14 +258,23 @@ class FastEngine(SdxlEngine):
             return noise * float(scheduler.init_noise_sigma)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
-        encode = self._graphs.encode(plan.height, plan.width)
-        encode.pixels.copy_(torch.from_numpy(np.array(reference, dtype=np.float32) / 127.5 - 1))
-        encode.replay()
         first_timestep = scheduler.timesteps[skipped : skipped + 1].repeat(plan.batch_size)
-        return scheduler.add_noise(encode.latents.expand(shape), noise, first_timestep).float()  # type: ignore[no-any-return]
+        return scheduler.add_noise(self._encode(reference).expand(shape), noise, first_timestep).float()  # type: ignore[no-any-return]
 
-    def _euler_steps(self, steps: list[Step], latents: Tensor, times: Tensor, numbers: Tensor) -> Iterator[None]:
-        for step, times_now, numbers_now in zip(steps, times, numbers, strict=True):
+    def _encode(self, image: Image.Image) -> Tensor:
+        """fp32 [1, 4, height / 8, width / 8], which the next call overwrites."""
+        encode = self._graphs.encode(image.height, image.width)
+        encode.pixels.copy_(torch.from_numpy(np.array(image, dtype=np.float32) / 127.5 - 1))
+        encode.replay()
+        return encode.latents
+
+    def _euler_steps(
+        self, steps: list[Step], latents: Tensor, times: Tensor, numbers: Tensor, sigmas: list[float]
+    ) -> Iterator[None]:
+        before = torch.empty_like(latents)
+        for step, times_now, numbers_now, sigma, sigma_after in zip(steps, times, numbers, sigmas, sigmas[1:], strict=False):
+            before.copy_(latents)
+            self._so_far = SoFar(before=before, after=step.latents, sigma_before=sigma, sigma_after=sigma_after)
             if latents is not step.latents:
                 step.latents.copy_(latents)
             step.times.copy_(times_now[-len(step.times) :])
@@ -287,6 +297,7 @@ class FastEngine(SdxlEngine):
             prediction = step.prediction.to(latents.dtype)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0].to(prediction.dtype)
             step.latents.copy_(latents)
+            self._so_far = SoFar(before=latents, after=latents)
             yield
 
     def _decode(self, latents: Tensor) -> Image.Image:
