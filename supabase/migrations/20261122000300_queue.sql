@@ -232,7 +232,24 @@ language sql volatile set search_path = '' as $$
         error = coalesce(excluded.error, w.error), failed_at = coalesce(excluded.failed_at, w.failed_at)
 $$;
 
+-- How many jobs a waiting job of the caller's own has before it; null for any other. It counts to a thousand. The private half sees
+-- everybody's jobs, of which it tells nothing else; REST does not reach it.
+create function private.jobs_ahead(p_job uuid) returns integer
+language sql stable security definer set search_path = '' set enable_seqscan = off as $$
+  select (select count(*) from (
+            select from public.jobs w
+             where w.status = 'queued' and w.target_worker = j.target_worker
+               and (w.priority, w.fair_key, w.id) < (j.priority, j.fair_key, j.id) and w.run_at <= now()
+             limit 1000) ahead)::integer
+    from public.jobs j where j.id = p_job and j.status = 'queued' and j.user_id = (select auth.uid())
+$$;
+create function public.jobs_ahead(p_job uuid) returns integer
+language sql stable set search_path = '' as 'select private.jobs_ahead(p_job)';
+
 revoke execute on all functions in schema private from public;
+revoke execute on function public.jobs_ahead(uuid) from public, anon, service_role;
+grant usage on schema private to authenticated;
+grant execute on function private.jobs_ahead(uuid), public.jobs_ahead(uuid) to authenticated;
 revoke execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
   public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),

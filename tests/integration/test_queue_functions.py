@@ -291,6 +291,38 @@ def test_a_claim_takes_as_many_as_asked_for_in_order(db: Database, caller: Calle
     assert [row["id"] for row in caller.claim(str(uuid4()), limit=3)["jobs"]] == order[3:]
 
 
+def test_a_user_can_ask_how_many_jobs_come_before_their_own(db: Database, user: User, other: User, caller: Caller) -> None:
+    def ahead(asker: User, job_id: str) -> object:
+        return asker.client.rpc("jobs_ahead", {"p_job": job_id}).execute().data
+
+    insert(db, other.id, 3)
+    later = [user.insert()["id"] for _ in range(2)]
+    insert(db, other.id, target_worker="another")
+    insert(db, other.id, run_at="2100-01-01")
+    insert(db, other.id, priority=0)
+    claimed: list[str] = []
+    while True:
+        told = {job: ahead(user, job) for job in later}
+        [next_one] = caller.claim(str(uuid4()))["jobs"] or [{"id": None}]
+        if next_one["id"] in later:
+            assert told[next_one["id"]] == 0, "it is claimed next"
+        claimed.append(next_one["id"])
+        if next_one["id"] is None:
+            break
+        for job in later:
+            seen = ahead(user, job)
+            assert seen is None if job in claimed else seen == cast("int", told[job]) - 1, "one less with each claim before it"
+    waiting = user.insert()["id"]
+    assert ahead(other, waiting) is None, "of others' jobs nothing is said"
+
+
+def test_the_count_of_jobs_before_ones_own_ends_at_a_thousand(db: Database, user: User) -> None:
+    db.execute("alter table public.jobs disable trigger user")
+    insert(db, new_user(db), 1100, fair_key=-1)
+    db.execute("alter table public.jobs enable trigger user")
+    assert user.client.rpc("jobs_ahead", {"p_job": user.insert()["id"]}).execute().data == 1000
+
+
 def test_claims_look_for_dead_leases_once_a_second(db: Database, user: User, caller: Caller) -> None:
     def status_after_a_claim() -> str:
         db.execute("update public.jobs set lease_expires_at = now() - interval '1 s' where status = 'processing'")

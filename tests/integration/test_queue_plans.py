@@ -7,6 +7,7 @@ with custom and generic plans; and with plans that were made, and kept, when the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ def read(connection: Database, query: str, *arguments: Any, role: str = "service
     """What one statement reads, inside functions and triggers too; its effects are rolled back."""
     with connection.transaction(force_rollback=True):
         connection.execute(f"set local role {role}".encode())
+        claims = json.dumps({"sub": str(ITS_OWNER), "role": role})
+        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
         before = rows_by_sequential_scan(connection)  # of this session, since it last reported
         explained = connection.execute(f"explain (analyze, buffers, format json) {query}".encode(), arguments).fetchone()
         after = rows_by_sequential_scan(connection)
@@ -155,9 +158,11 @@ def read(connection: Database, query: str, *arguments: Any, role: str = "service
 
 USER = UUID("00000000-0000-4000-9000-00000000001f")
 WAITING_JOB = UUID("00000000-0000-4000-8000-000000000001")
+LAST_WAITING_JOB = UUID(f"00000000-0000-4000-8000-{WAITING:012x}")
+ITS_OWNER = UUID(f"00000000-0000-4000-9000-{WAITING:012x}")
 RUNNING_JOB = UUID(f"00000000-0000-4000-8000-{WAITING + 1:012x}")
 INSERT = f"insert into public.jobs (user_id, job_type, prompt, target_worker) values ('{USER}', 'sdxl_image_fast', 'x', '{TARGET}')"
-AS_USER = {"role": "authenticated"}
+OF_USERS = {"jobs ahead"}
 
 #        what                     query, arguments, at most so many buffers
 CALLS = {
@@ -180,6 +185,7 @@ CALLS = {
     "cancel": ("update public.jobs set cancel_requested_at = now() where id = %s", (WAITING_JOB,), 50),
     "sweep of a hundred objects": ("select * from public.sweep_orphans(100, 0)", (), 1500),
     "gallery": ("select * from public.jobs where user_id = %s order by created_at desc limit 20", (USER,), 100),
+    "jobs ahead": ("select public.jobs_ahead(%s)", (LAST_WAITING_JOB,), 8 * WAITING),
     "images of one job": ("select * from public.job_images where job_id = %s order by index", (WAITING_JOB,), 30),
     "history of one job": ("select * from public.job_events where job_id = %s order by id", (WAITING_JOB,), 30),
 }
@@ -196,7 +202,7 @@ def test_reads_little_however_much_there_is(supabase: EmbeddedSupabase, stage: F
             connection.execute("set plan_cache_mode = force_generic_plan")
         connection.execute("set statement_timeout = '8 s'")
         for _ in range(2):  # the first one also reads the catalogue
-            seen = read(connection, query, *arguments)
+            seen = read(connection, query, *arguments, role="authenticated" if what in OF_USERS else "service_role")
     assert seen.by_sequential_scan == {}
     assert seen.buffers <= most_buffers
 

@@ -140,7 +140,9 @@ finish_job                  refused    refused  refused  yes
 reap_jobs                   refused    refused  refused  yes
 sweep_orphans               refused    refused  refused  yes
 report_worker               refused    refused  refused  yes
+jobs_ahead                  refused    yes      nothing  refused
 private.backoff             unknown    unknown  unknown  unknown
+private.jobs_ahead          unknown    unknown  unknown  unknown
 private.jobs_before_insert  unknown    unknown  unknown  unknown
 private.jobs_before_update  unknown    unknown  unknown  unknown
 private.jobs_changed        unknown    unknown  unknown  unknown
@@ -382,6 +384,8 @@ def try_function(name: str, w: World, actor: Actor) -> object:
         "reap_jobs": {"p_target": TARGET},
         "sweep_orphans": {},
         "report_worker": {"p_worker": "w", "p_state": "failed", "p_facts": w.worker()},
+        "jobs_ahead": {"p_job": w.waiting},
+        "private.jobs_ahead": {"p_job": w.waiting},
         "private.backoff": {"p_attempt": 1},
         "private.send": {"p_payload": {}, "p_event": "cancel", "p_topic": "worker:sdxl"},
     }
@@ -390,8 +394,8 @@ def try_function(name: str, w: World, actor: Actor) -> object:
         return {200: Verdict.YES, 403: Verdict.REFUSED}[answer.status_code]
     schema, _, function = name.rpartition(".")
     client = actor.client.schema(schema) if schema else actor.client
-    data(client.rpc(function, arguments.get(name, {})))
-    return Verdict.YES  # whatever it returned, it was called
+    told = data(client.rpc(function, arguments.get(name, {})))
+    return Verdict.NOTHING if function == "jobs_ahead" and told is None else Verdict.YES  # whatever others return, they were called
 
 
 @cells(FUNCTIONS)
@@ -666,7 +670,13 @@ GRANTS = {
     *(f"service_role: {action} on public.negative_presets" for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.sweep" for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.reaping" for action in ("SELECT", "INSERT", "UPDATE")),
-    *(f"service_role: EXECUTE on public.{name}()" for name in FUNCTIONS if "." not in name and " " not in name),
+    *(
+        f"{'authenticated' if name == 'jobs_ahead' else 'service_role'}: EXECUTE on public.{name}()"
+        for name in FUNCTIONS
+        if "." not in name and " " not in name
+    ),
+    "authenticated: EXECUTE on private.jobs_ahead()",  # by the function of that name in public
+    "authenticated: USAGE on private",
     "service_role: EXECUTE on private.backoff()",  # finish_job runs with its caller's rights
     *(f"{role}: USAGE on public" for role in ("anon", "authenticated", "service_role")),
     "service_role: USAGE on private",
@@ -708,7 +718,7 @@ def test_the_roles_have_these_rights_and_no_others(scene: World) -> None:
         ("create function private.planted() returns int language sql as 'select 1'", "PUBLIC: EXECUTE on private.planted()"),
         ("create sequence public.planted", "anon: USAGE on public.planted"),
         ("grant insert (prompt) on public.jobs to anon", "anon: INSERT on public.jobs.prompt"),
-        ("grant usage on schema private to authenticated", "authenticated: USAGE on private"),
+        ("grant usage on schema private to anon", "anon: USAGE on private"),
     ],
 )
 def test_what_a_later_migration_leaves_open_is_noticed(scene: World, planted: str, door: str) -> None:
@@ -754,11 +764,12 @@ def test_every_function_has_an_empty_search_path(scene: World) -> None:
     assert scene.db.execute(without).fetchall() == []
 
 
-def test_only_triggers_run_with_their_owners_rights(scene: World) -> None:
-    """And no client may call one: see the grants."""
-    definers = """select nspname as schema, prorettype = 'trigger'::regtype as is_trigger
+def test_only_triggers_and_the_count_of_jobs_ahead_run_with_their_owners_rights(scene: World) -> None:
+    definers = """select nspname as schema, proname as name, prorettype = 'trigger'::regtype as is_trigger
                     from pg_proc join pg_namespace n on n.oid = pronamespace where prosecdef and nspname in ('public', 'private')"""
-    assert {(row["schema"], row["is_trigger"]) for row in scene.db.execute(definers).fetchall()} == {("private", True)}
+    rows = scene.db.execute(definers).fetchall()
+    assert {row["schema"] for row in rows} == {"private"}
+    assert [row["name"] for row in rows if not row["is_trigger"]] == ["jobs_ahead"]
 
 
 def test_every_bucket_is_private_and_bounded(scene: World) -> None:
