@@ -9,7 +9,6 @@ when a painting ends, so that it is ready when the painting that then begins is 
 
 from __future__ import annotations
 
-import platform
 import threading
 import time
 from typing import Any
@@ -17,7 +16,6 @@ from uuid import UUID
 
 import structlog
 
-from ourvidz_sdxl import __version__
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer
@@ -69,7 +67,7 @@ class Worker:
             enhancer=enhancer,
             image_check=image_check,
         )
-        self._facts = about(settings) | {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model}
+        self._facts = {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model}
         self._lifeline = Lifeline(self._sign, self.stop, pipe_from_environment())
         self._leases: dict[UUID, Lease] = {}
         self._lock = threading.Lock()
@@ -80,7 +78,7 @@ class Worker:
         with self._progress, self._wakeup, self._lifeline:
             self._lifeline.tell()
             threading.Thread(target=self._keep_house, name="house", daemon=True).start()
-            log.info("worker_ready", worker_id=self._settings.worker_id, **self._facts)
+            log.info("worker_ready", worker_id=self._settings.worker_id, target_worker=self._settings.target_worker, **self._facts)
             while not self._stopping.is_set():
                 at_the_latest = self._claim_what_fits()
                 if not self._warmed_up():
@@ -205,10 +203,6 @@ class Worker:
                 return False
             self._wakeup.wait(remaining)
         return True
-
-
-def about(settings: Settings) -> dict[str, Any]:
-    return {"target_worker": settings.target_worker, "host": platform.node(), "version": __version__}
 
 
 def report(queue: Queue, state: str, facts: dict[str, Any], *, patience_seconds: float | None = None) -> None:

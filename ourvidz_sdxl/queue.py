@@ -5,6 +5,7 @@ Every call may be made twice without further effect: the worker chooses the leas
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import httpx
 from postgrest.exceptions import APIError
 from supabase import Client
 
+from ourvidz_sdxl import __version__
 from ourvidz_sdxl.connection import is_passing, patiently
 from ourvidz_sdxl.errors import JobCancelled, LeaseLost, Released, SupabaseRefused, SupabaseUnavailable
 from ourvidz_sdxl.settings import Settings
@@ -165,7 +167,8 @@ class Queue:
     def report_worker(
         self, state: str, facts: dict[str, Any], *, worker_id: str | None = None, patience_seconds: float | None = None
     ) -> None:
-        arguments = {"p_worker": worker_id or self._settings.worker_id, "p_state": state, "p_facts": facts}
+        here = {"target_worker": self._settings.target_worker, "host": platform.node(), "version": __version__}
+        arguments = {"p_worker": worker_id or self._settings.worker_id, "p_state": state, "p_facts": here | facts}
         self._rpc("report_worker", arguments, patience_seconds=patience_seconds)
 
     def sweep_orphans(self) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid, WorkerError
 from ourvidz_sdxl.exit_code import ExitCode
-from ourvidz_sdxl.loop import Worker, about, report
+from ourvidz_sdxl.loop import Worker, report
 from ourvidz_sdxl.queue import Queue
 from ourvidz_sdxl.safety import load_image_check
 from ourvidz_sdxl.settings import Settings
@@ -32,7 +32,7 @@ def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
     """
     queue = Queue(connect(settings), settings)
     # aside: a Supabase that is slow to answer must not hold up the model
-    threading.Thread(target=report, args=(queue, "starting", about(settings)), daemon=True).start()
+    threading.Thread(target=report, args=(queue, "starting", {}), daemon=True).start()
     started = time.monotonic()
     log.info("model_loading")
     retrying = Retrying(
@@ -45,7 +45,7 @@ def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
     try:
         engine = retrying(load)
     except WorkerError as error:
-        report(queue, "failed", about(settings) | {"error": f"{error.code}: {error}"})
+        report(queue, "failed", {"error": f"{error.code}: {error}"})
         raise
     log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
     return engine

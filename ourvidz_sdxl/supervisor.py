@@ -7,7 +7,6 @@ their lifelines: pipes that carry, once a second, the leases a worker holds and 
 from __future__ import annotations
 
 import os
-import platform
 import selectors
 import signal
 import socket
@@ -19,7 +18,6 @@ from uuid import UUID
 
 import structlog
 
-from ourvidz_sdxl import __version__
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.errors import Released, SupabaseRefused, SupabaseUnavailable, WorkerDied
 from ourvidz_sdxl.exit_code import ExitCode
@@ -195,9 +193,8 @@ class Supervisor:
                 )
                 log.warning("job_given_back", job_id=job_id, crashed=crashed, verdict=verdict)
             if death:
-                facts = {"target_worker": self._settings.target_worker, "host": platform.node(), "version": __version__}
-                facts |= sign.facts
-                queue.report_worker("failed", facts | {"error": f"{WorkerDied.code}: {death}"}, worker_id=worker_id)
+                facts = {**sign.facts, "error": f"{WorkerDied.code}: {death}"}
+                queue.report_worker("failed", facts, worker_id=worker_id)
         except (SupabaseUnavailable, SupabaseRefused) as failure:
             log.error("not_given_back", worker_id=worker_id, reason=str(failure))  # their leases run out
 
