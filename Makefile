@@ -14,13 +14,14 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: setup  ## Embedded Supabase + worker + a first job; stays up (ONCE=1 ends after the job; PROMPT="…")
+demo: $(VENV)/.installed $(LOCAL)/node_modules/.installed  ## Embedded Supabase + worker + a first job; stays up (ONCE=1 ends after the job; PROMPT="…")
 	$(BIN)/python worker.py demo $(if $(ONCE),--once) $(if $(PROMPT),--prompt "$(PROMPT)")
 
 .PHONY: test
 test: setup check  ## Everything that CI runs
 	$(BIN)/python -m pytest
 	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
+	cd studio && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 
 .PHONY: check
 check: setup  ## Formatting, lints (the database's too), types, import directions, known vulnerabilities
@@ -29,6 +30,7 @@ check: setup  ## Formatting, lints (the database's too), types, import direction
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	cd $(LOCAL) && $(NPM) run --silent check
+	cd studio && $(NPM) run --silent check
 	$(BIN)/python -m tools.check_database
 	$(BIN)/python -m tools.audit
 
@@ -65,12 +67,17 @@ soak: setup  ## Ten minutes at full rate: nothing of a worker may grow (MINUTES=
 security-page: setup  ## Write docs/security.md from the role matrix
 	WRITE_SECURITY_PAGE=1 $(BIN)/python -m pytest tests/integration/test_role_matrix.py
 
+.PHONY: types
+types: setup  ## Write the database's types for the client (studio/packages/client) from the migrations
+	$(BIN)/python -m tools.database_types
+
 .PHONY: format
 format: setup  ## Format the code
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+	cd studio && $(NPM) run --silent format
 
 .PHONY: setup
-setup: $(VENV)/.installed $(LOCAL)/node_modules/.installed  ## Install what the other commands need (they do it themselves)
+setup: $(VENV)/.installed $(LOCAL)/node_modules/.installed studio/node_modules/.installed  ## Install what the other commands need (they do it themselves)
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it with PYTHON=…"; exit 1; }
@@ -82,6 +89,10 @@ $(LOCAL)/node_modules/.installed: $(VENV)/.installed $(LOCAL)/package.json $(LOC
 	cd $(LOCAL) && $(NPM) ci --loglevel=error && $(NPM) install --no-save --no-package-lock --loglevel=error supabase@$(SUPABASE_CLI)
 	touch $@
 
+studio/node_modules/.installed: $(VENV)/.installed studio/package-lock.json studio/package.json studio/packages/client/package.json
+	cd studio && $(NPM) ci --loglevel=error
+	touch $@
+
 .PHONY: clean
 clean:  ## Remove what setup and the demo made
-	rm -rf $(VENV) $(LOCAL)/node_modules .local demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LOCAL)/node_modules studio/node_modules studio/packages/client/dist .local demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

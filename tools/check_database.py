@@ -1,6 +1,7 @@
 """Supabase's own database lints as a gate: `python -m tools.check_database [URL]`, part of `make check`.
 
-Without a URL they run on a scratch embedded Supabase with this checkout's migrations; with one, on that database.
+Without a URL they run on a scratch embedded Supabase with this checkout's migrations; with one, on that database. The client's
+types are held against the scratch one, too, since it runs already.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import psycopg
 
 from ourvidz_sdxl.local import ROOT, node
 from tests.processes import scratch_supabase
+from tools import database_types
 
 CLI = ROOT / "supabase" / "local" / "node_modules" / ".bin" / "supabase"
 TIMEOUT_SECONDS = 60
@@ -75,17 +77,21 @@ def look(url: str) -> list[Finding]:
 
 def main(arguments: Sequence[str]) -> int:
     """0 or 1. Raises CalledProcessError when the CLI itself fails: a gate that could not be tried is not passed."""
+    types_are_current = True
     with ExitStack() as stack:
         if arguments:
             [url] = arguments
         else:
             # as the role that owns the tables, like the hosted advisor
             url = stack.enter_context(scratch_supabase()).db_url.replace("supabase_admin", "postgres")
+            types_are_current = database_types.are_current(url)
         found = [*advise(url), *look(url)]
     for finding in found:
         print(f"{finding.lint}: {finding.detail}")
     print(f"database lints: {len(found) or 'no'} findings")
-    return 1 if found else 0
+    if not types_are_current:
+        print(f"database types: {database_types.TYPES.name} is not what the migrations say; `make types` writes it")
+    return 1 if found or not types_are_current else 0
 
 
 if __name__ == "__main__":

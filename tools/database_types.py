@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 from ourvidz_sdxl.local import ROOT, node
 from tests.processes import scratch_supabase
@@ -24,7 +25,9 @@ def generate(url: str) -> str:
     """What `supabase gen types` makes of that database's public schema, formatted. Raises CalledProcessError when it cannot."""
     # always with its target named: without one it would take whatever listens on its default port
     made = run([str(CLI), "gen", "types", "--lang", "typescript", "--schema", "public", f"--remote={url}", "--workdir", str(ROOT)])
-    return run([str(BIOME), "format", f"--stdin-file-path={TYPES.name}", f"--config-path={STUDIO}"], HEADER + made)
+    made = made[made.index("export type Json") :]  # it says on standard output, too, how it is connected
+    # under another name, since biome.json passes over the file itself
+    return run([str(BIOME), "format", "--stdin-file-path=made.ts", f"--config-path={STUDIO}"], HEADER + made)
 
 
 def are_current(url: str) -> bool:
@@ -32,15 +35,18 @@ def are_current(url: str) -> bool:
 
 
 def run(command: list[str], text: str | None = None) -> str:
-    return subprocess.run(  # noqa: S603  our own programs
+    done = subprocess.run(  # noqa: S603  our own programs
         command,
         env=os.environ | {"PATH": f"{node().parent}:{os.environ['PATH']}", "DO_NOT_TRACK": "1"},
         input=text,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
-        check=True,
-    ).stdout
+    )
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+    done.check_returncode()
+    return done.stdout
 
 
 if __name__ == "__main__":

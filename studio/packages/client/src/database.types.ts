@@ -1,0 +1,465 @@
+// The tables as they are in supabase/migrations. Written by `make types`; `make check` says when it is old.
+
+export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[]
+
+export type Database = {
+  public: {
+    Tables: {
+      job_events: {
+        Row: {
+          attempt: number
+          created_at: string
+          error_code: string | null
+          id: number
+          job_id: string
+          status: string
+          worker: string | null
+        }
+        ComputedFields: never
+        Insert: {
+          attempt: number
+          created_at?: string
+          error_code?: string | null
+          id?: never
+          job_id: string
+          status: string
+          worker?: string | null
+        }
+        Update: {
+          attempt?: number
+          created_at?: string
+          error_code?: string | null
+          id?: never
+          job_id?: string
+          status?: string
+          worker?: string | null
+        }
+        Relationships: [
+          {
+            foreignKeyName: 'job_events_job_id_fkey'
+            columns: ['job_id']
+            isOneToOne: false
+            referencedRelation: 'jobs'
+            referencedColumns: ['id']
+          },
+        ]
+      }
+      job_images: {
+        Row: {
+          bucket: string
+          bytes: number
+          created_at: string
+          height: number
+          index: number
+          job_id: string
+          mime_type: string
+          path: string
+          seed: number
+          sha256: string
+          similarity_score: number | null
+          thumbnail_path: string
+          width: number
+        }
+        ComputedFields: never
+        Insert: {
+          bucket: string
+          bytes: number
+          created_at?: string
+          height: number
+          index: number
+          job_id: string
+          mime_type: string
+          path: string
+          seed: number
+          sha256: string
+          similarity_score?: number | null
+          thumbnail_path: string
+          width: number
+        }
+        Update: {
+          bucket?: string
+          bytes?: number
+          created_at?: string
+          height?: number
+          index?: number
+          job_id?: string
+          mime_type?: string
+          path?: string
+          seed?: number
+          sha256?: string
+          similarity_score?: number | null
+          thumbnail_path?: string
+          width?: number
+        }
+        Relationships: [
+          {
+            foreignKeyName: 'job_images_job_id_fkey'
+            columns: ['job_id']
+            isOneToOne: false
+            referencedRelation: 'jobs'
+            referencedColumns: ['id']
+          },
+        ]
+      }
+      jobs: {
+        Row: {
+          attempts: number
+          batch_size: number
+          cancel_requested_at: string | null
+          claims: number
+          completed_at: string | null
+          cost: number
+          crashes: number
+          created_at: string
+          enhance_prompt: boolean
+          enhanced_prompt: string | null
+          error_code: string | null
+          error_message: string | null
+          exact_copy_mode: boolean
+          fair_key: number
+          fallback_to_text: boolean
+          guidance_scale: number | null
+          height: number | null
+          id: string
+          idempotency_key: string | null
+          job_type: string
+          lease_expires_at: string | null
+          lease_token: string | null
+          leased_by: string | null
+          max_attempts: number
+          metadata: NonNullable<Json>
+          metrics: Json | null
+          negative_prompt: string
+          output_format: string
+          priority: number
+          progress: number
+          prompt: string
+          reference_image_path: string | null
+          reference_image_url: string | null
+          reference_strength: number | null
+          run_at: string
+          scheduler: string | null
+          seed: number | null
+          started_at: string | null
+          status: string
+          steps: number | null
+          target_worker: string
+          user_id: string
+          warnings: NonNullable<Json>
+          width: number | null
+        }
+        ComputedFields: never
+        Insert: {
+          attempts?: number
+          batch_size?: number
+          cancel_requested_at?: string | null
+          claims?: number
+          completed_at?: string | null
+          cost?: number
+          crashes?: number
+          created_at?: string
+          enhance_prompt?: boolean
+          enhanced_prompt?: string | null
+          error_code?: string | null
+          error_message?: string | null
+          exact_copy_mode?: boolean
+          fair_key?: number
+          fallback_to_text?: boolean
+          guidance_scale?: number | null
+          height?: number | null
+          id?: string
+          idempotency_key?: string | null
+          job_type: string
+          lease_expires_at?: string | null
+          lease_token?: string | null
+          leased_by?: string | null
+          max_attempts?: number
+          metadata?: NonNullable<Json>
+          metrics?: Json | null
+          negative_prompt?: string
+          output_format?: string
+          priority?: number
+          progress?: number
+          prompt?: string
+          reference_image_path?: string | null
+          reference_image_url?: string | null
+          reference_strength?: number | null
+          run_at?: string
+          scheduler?: string | null
+          seed?: number | null
+          started_at?: string | null
+          status?: string
+          steps?: number | null
+          target_worker?: string
+          user_id?: string
+          warnings?: NonNullable<Json>
+          width?: number | null
+        }
+        Update: {
+          attempts?: number
+          batch_size?: number
+          cancel_requested_at?: string | null
+          claims?: number
+          completed_at?: string | null
+          cost?: number
+          crashes?: number
+          created_at?: string
+          enhance_prompt?: boolean
+          enhanced_prompt?: string | null
+          error_code?: string | null
+          error_message?: string | null
+          exact_copy_mode?: boolean
+          fair_key?: number
+          fallback_to_text?: boolean
+          guidance_scale?: number | null
+          height?: number | null
+          id?: string
+          idempotency_key?: string | null
+          job_type?: string
+          lease_expires_at?: string | null
+          lease_token?: string | null
+          leased_by?: string | null
+          max_attempts?: number
+          metadata?: NonNullable<Json>
+          metrics?: Json | null
+          negative_prompt?: string
+          output_format?: string
+          priority?: number
+          progress?: number
+          prompt?: string
+          reference_image_path?: string | null
+          reference_image_url?: string | null
+          reference_strength?: number | null
+          run_at?: string
+          scheduler?: string | null
+          seed?: number | null
+          started_at?: string | null
+          status?: string
+          steps?: number | null
+          target_worker?: string
+          user_id?: string
+          warnings?: NonNullable<Json>
+          width?: number | null
+        }
+        Relationships: []
+      }
+      negative_presets: {
+        Row: {
+          job_type: string
+          negative_prompt: string
+        }
+        ComputedFields: never
+        Insert: {
+          job_type: string
+          negative_prompt?: string
+        }
+        Update: {
+          job_type?: string
+          negative_prompt?: string
+        }
+        Relationships: []
+      }
+      workers: {
+        Row: {
+          error: string | null
+          failed_at: string | null
+          gpu: string | null
+          host: string
+          id: string
+          last_seen_at: string
+          model: string | null
+          started_at: string
+          state: string
+          target_worker: string
+          version: string
+          vram_mb: number | null
+        }
+        ComputedFields: never
+        Insert: {
+          error?: string | null
+          failed_at?: string | null
+          gpu?: string | null
+          host: string
+          id: string
+          last_seen_at?: string
+          model?: string | null
+          started_at?: string
+          state: string
+          target_worker: string
+          version: string
+          vram_mb?: number | null
+        }
+        Update: {
+          error?: string | null
+          failed_at?: string | null
+          gpu?: string | null
+          host?: string
+          id?: string
+          last_seen_at?: string
+          model?: string | null
+          started_at?: string
+          state?: string
+          target_worker?: string
+          version?: string
+          vram_mb?: number | null
+        }
+        Relationships: []
+      }
+    }
+    Views: {
+      [_ in never]: never
+    }
+    Functions: {
+      claim_jobs: {
+        Args: {
+          p_job_types: string[]
+          p_lease_seconds?: number
+          p_limit?: number
+          p_target: string
+          p_token: string
+          p_worker: string
+        }
+        Returns: Json
+      }
+      finish_job: {
+        Args: {
+          p_enhanced_prompt?: string
+          p_error?: Json
+          p_id: string
+          p_images?: Json
+          p_metrics?: Json
+          p_outcome: string
+          p_token: string
+          p_warnings?: Json
+        }
+        Returns: string
+      }
+      heartbeat_jobs: {
+        Args: { p_ids: string[]; p_lease_seconds?: number; p_progress?: Json; p_token: string }
+        Returns: {
+          id: string
+          verdict: string
+        }[]
+      }
+      jobs_ahead: { Args: { p_job: string }; Returns: number }
+      reap_jobs: { Args: { p_limit?: number; p_target: string }; Returns: number }
+      report_worker: { Args: { p_facts: Json; p_state: string; p_worker: string }; Returns: undefined }
+      sweep_orphans: {
+        Args: { p_limit?: number; p_pause_seconds?: number }
+        Returns: {
+          bucket: string
+          path: string
+        }[]
+      }
+    }
+    Enums: {
+      [_ in never]: never
+    }
+    CompositeTypes: {
+      [_ in never]: never
+    }
+  }
+}
+
+type DatabaseWithoutInternals = Omit<Database, '__InternalSupabase'>
+
+type DefaultSchema = DatabaseWithoutInternals[Extract<keyof Database, 'public'>]
+
+export type Tables<
+  DefaultSchemaTableNameOrOptions extends
+    | keyof (DefaultSchema['Tables'] & DefaultSchema['Views'])
+    | { schema: keyof DatabaseWithoutInternals },
+  TableName extends DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals
+  }
+    ? keyof (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Tables'] &
+        DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Views'])
+    : never = never,
+> = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Tables'] &
+      DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Views'])[TableName] extends {
+      Row: infer R
+    }
+    ? R
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof (DefaultSchema['Tables'] & DefaultSchema['Views'])
+    ? (DefaultSchema['Tables'] & DefaultSchema['Views'])[DefaultSchemaTableNameOrOptions] extends {
+        Row: infer R
+      }
+      ? R
+      : never
+    : never
+
+export type TablesInsert<
+  DefaultSchemaTableNameOrOptions extends keyof DefaultSchema['Tables'] | { schema: keyof DatabaseWithoutInternals },
+  TableName extends DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Tables']
+    : never = never,
+> = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Tables'][TableName] extends {
+      Insert: infer I
+    }
+    ? I
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema['Tables']
+    ? DefaultSchema['Tables'][DefaultSchemaTableNameOrOptions] extends {
+        Insert: infer I
+      }
+      ? I
+      : never
+    : never
+
+export type TablesUpdate<
+  DefaultSchemaTableNameOrOptions extends keyof DefaultSchema['Tables'] | { schema: keyof DatabaseWithoutInternals },
+  TableName extends DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Tables']
+    : never = never,
+> = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions['schema']]['Tables'][TableName] extends {
+      Update: infer U
+    }
+    ? U
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema['Tables']
+    ? DefaultSchema['Tables'][DefaultSchemaTableNameOrOptions] extends {
+        Update: infer U
+      }
+      ? U
+      : never
+    : never
+
+export type Enums<
+  DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema['Enums'] | { schema: keyof DatabaseWithoutInternals },
+  EnumName extends DefaultSchemaEnumNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions['schema']]['Enums']
+    : never = never,
+> = DefaultSchemaEnumNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions['schema']]['Enums'][EnumName]
+  : DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema['Enums']
+    ? DefaultSchema['Enums'][DefaultSchemaEnumNameOrOptions]
+    : never
+
+export type CompositeTypes<
+  PublicCompositeTypeNameOrOptions extends keyof DefaultSchema['CompositeTypes'] | { schema: keyof DatabaseWithoutInternals },
+  CompositeTypeName extends PublicCompositeTypeNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals
+  }
+    ? keyof DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions['schema']]['CompositeTypes']
+    : never = never,
+> = PublicCompositeTypeNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions['schema']]['CompositeTypes'][CompositeTypeName]
+  : PublicCompositeTypeNameOrOptions extends keyof DefaultSchema['CompositeTypes']
+    ? DefaultSchema['CompositeTypes'][PublicCompositeTypeNameOrOptions]
+    : never
+
+export const Constants = {
+  public: {
+    Enums: {},
+  },
+} as const

@@ -1,0 +1,282 @@
+// The client's checks against the database's: jobs of all kinds are generated, checked here, and inserted there.
+
+import assert from 'node:assert/strict'
+import { before, test } from 'node:test'
+import { SDXLError, type SDXLParams, submitSDXLJob, validateSDXLParams } from '@ourvidz/sdxl-client'
+import fc from 'fast-check'
+import postgres from 'postgres'
+import { asSDXLError } from '../src/errors.ts'
+import { jsonbBytes } from '../src/validate.ts'
+import { finallyDo, PAINTABLE, type Server, signUp, startSupabase, type User } from './harness.ts'
+
+let server: Server
+let user: User
+let sql: postgres.Sql
+let constraints: { name: string; rule: string }[]
+before(async () => {
+  server = await startSupabase()
+  sql = postgres(server.db_url, { max: 1 })
+  finallyDo(() => sql.end())
+  user = await signUp(server)
+  constraints = await sql`
+    select c.conname as name, pg_get_expr(c.conbin, c.conrelid) as rule
+      from pg_constraint c where c.conrelid = 'public.jobs'::regclass and c.contype = 'c'`
+})
+
+const codesOf = (params: SDXLParams): string[] =>
+  Object.values(validateSDXLParams(params) ?? {}).flatMap((faults) => (faults ?? []).map(({ code }) => code))
+
+/** Values at the edges and beyond them, of the right type; `null` and absence, too. */
+const number = (...edges: number[]) => fc.constantFrom(...edges, ...edges.map((edge) => edge + 1), ...edges.map((edge) => edge - 1))
+const text = (...lengths: number[]) =>
+  fc.oneof(
+    fc.constantFrom('', ' ', '\t\r\n', '\u00a0', '\u200b', '\u3000', 'a cat', '{"a": 1}', '5', 'true', 'null', 'it\'s \\ "quoted"'),
+    fc.string({ unit: 'grapheme', maxLength: 20 }),
+    fc.constantFrom('x', '🎨', 'é').chain((sign) => number(...lengths).map((length) => sign.repeat(Math.max(0, length)))),
+  )
+const json: fc.Arbitrary<unknown> = fc.oneof(
+  fc.jsonValue(),
+  number(16384 - 11, 5000).map((length) => ({ note: 'x'.repeat(length) })), // {"note": ""} has 12 bytes
+  fc.array(fc.jsonValue({ noUnicodeString: false }), { maxLength: 30 }).map((list) => ({ list })),
+  fc.record(
+    {
+      fit: fc.constantFrom<unknown>('cover', 'contain', 'stretch', null, 1),
+      private_metadata: fc.constantFrom<unknown>(true, false, 'no', null),
+    },
+    { requiredKeys: [] },
+  ),
+)
+const url = fc.oneof(
+  fc.constantFrom(
+    'https://',
+    'https://example.com/x.png',
+    'http://example.com/x.png',
+    'HTTPS://example.com',
+    'https://a b',
+    'https://a\nb',
+    'https://a\u00a0b',
+    'https://a\u0085b',
+    'https://a\u3000b',
+    'https://a\ufeffb',
+    'https://é',
+    ' https://a',
+  ),
+  number(2048).map((length) => `https://${'x'.repeat(length - 8)}`),
+)
+const path = () =>
+  fc
+    .tuple(
+      fc.constantFrom('', 'reference_images/', 'sdxl_image_fast/', 'sdxl_image_high/', 'secrets/', '/'),
+      fc.constantFrom(user.id, user.id.toUpperCase(), '11111111-1111-4111-8111-111111111111', ''),
+      fc.oneof(
+        fc.constantFrom('/cat.png', '/', '', '//cat.png', '/a/../b', '/..', '/./x', '/...', '/a..b/c', '/ ', '/\n'),
+        number(1024 - 36).map((length) => `/${'é'.repeat(length - 1)}`),
+      ),
+    )
+    .map((parts) => parts.join(''))
+
+const params = () => {
+  const fields = {
+    job_type: fc.constantFrom<unknown>('sdxl_image_fast', 'sdxl_image_high', 'video_fast', ''),
+    target_worker: fc.oneof(
+      fc.constantFrom('nobody', 'No Such', '', 'a\n', 'é'),
+      number(64).map((length) => 'x'.repeat(length)),
+    ),
+    metadata: json,
+    idempotency_key: text(0, 1, 200),
+    prompt: text(4000),
+    negative_prompt: text(4000),
+    batch_size: number(1, 3, 6),
+    width: number(64, 128, 1024, 1344, 2048, 2147483646),
+    height: number(64, 128, 1024, 1344, 2048, 2147483646),
+    steps: number(1, 100),
+    guidance_scale: fc.oneof(number(0, 30), fc.constantFrom(-0, 7.5, 30.000001, 1e-7)),
+    seed: number(0, 2147483647, 4294967296),
+    scheduler: fc.constantFrom(
+      'euler',
+      'lcm',
+      'ddim',
+      'unipc',
+      'dpmpp_2m',
+      'dpmpp_2m_karras',
+      'dpmpp_sde_karras',
+      'euler_a',
+      'plms',
+    ),
+    output_format: fc.constantFrom('png', 'webp', 'jpeg', 'gif', 'PNG'),
+    reference_image_url: url,
+    reference_image_path: path(),
+    reference_strength: fc.oneof(number(0, 1), fc.constantFrom(0.5, 1.0000001)),
+    exact_copy_mode: fc.boolean(),
+    enhance_prompt: fc.boolean(),
+    fallback_to_text: fc.boolean(),
+  }
+  // most fields good, so that the faults of some come alone
+  const good = { ...PAINTABLE, width: undefined, height: undefined }
+  return fc
+    .record(Object.fromEntries(Object.entries(fields).map(([name, values]) => [name, fc.option(values, { freq: 12 })])), {
+      requiredKeys: [],
+    })
+    .chain((record) =>
+      fc
+        .subarray(Object.keys(record), { maxLength: 5 })
+        .map((names) => Object.fromEntries(names.map((name) => [name, record[name]]))),
+    )
+    .map((some) => ({ ...good, target_worker: 'nobody', ...some, user_id: user.id }) as unknown as SDXLParams)
+}
+
+/** The names of all constraints that the row would break; undefined where it is no row at all (such as a number beyond its type). */
+async function broken(row: SDXLParams): Promise<string[] | undefined> {
+  const rules = constraints.map(({ name, rule }) => `case when not (${rule}) then '${name}' end`).join(', ')
+  const defaults = {
+    status: 'queued',
+    prompt: '',
+    negative_prompt: '',
+    metadata: {},
+    batch_size: 1,
+    target_worker: 'sdxl',
+    output_format: 'png',
+    exact_copy_mode: false,
+  }
+  try {
+    const [answer] = await sql.unsafe(
+      `select array_remove(array[${rules}], null) as names from jsonb_populate_record(null::public.jobs, $1)`,
+      [{ ...defaults, ...row } as never],
+    )
+    return answer?.names
+  } catch (error) {
+    assert.match(String((error as { code?: string }).code), /^22/)
+    return undefined
+  }
+}
+
+test('the client finds the faults that the database finds, all of them and no others', async () => {
+  const seen = new Set<string>()
+  let refusals = 0
+  let compared = 0
+  await fc.assert(
+    fc.asyncProperty(params(), async (row) => {
+      const ours = codesOf(row)
+      const theirs = await broken(row)
+      for (const name of theirs ?? []) seen.add(name)
+      const constraintsOfOurs = ours.filter((code) => code !== 'required' && code !== 'invalid_value')
+      // a number with an exponent is taken for longer than it may be, and any of Unicode's spaces for a space
+      const stricter = /\de[+-]?\d/.test(JSON.stringify(row.metadata ?? null)) || /[^\0-\x7f]/.test(row.reference_image_url ?? '')
+      if (theirs && !stricter && !ours.includes('invalid_value')) {
+        compared += 1
+        assert.deepEqual(constraintsOfOurs.sort(), theirs.sort())
+      }
+      for (const name of theirs ?? []) assert.ok(ours.includes(name) || ours.includes('invalid_value'), name)
+
+      const { error, status } = await user.supabase.from('jobs').insert(row as never)
+      assert.equal(status === 201, !error)
+      if (!error && stricter) return
+      if (!error) return assert.deepEqual(ours, [])
+      refusals += 1
+      const refusal = asSDXLError(error, status)
+      if (refusal.code === 'jobs_idempotency_key_is_unique_per_user') return
+      if (refusal.code === 'too_many_active_jobs') {
+        user = await signUp(server)
+        return
+      }
+      assert.ok(ours.length > 0, `only the database refuses: ${error.message}`)
+      if (/^23/.test(error.code)) assert.ok(ours.includes(refusal.code as never), `${refusal.code}, and not ${ours}`)
+    }),
+    { numRuns: Number(process.env.RUNS ?? 1000) },
+  )
+  assert.ok(refusals > 100 && compared > 500, `${refusals} refused, ${compared} compared`)
+  const reachable = constraints.filter(({ name }) => codesOf({ ...everythingWrong, user_id: user.id } as never).includes(name))
+  assert.deepEqual(
+    reachable.filter(({ name }) => !seen.has(name)).map(({ name }) => name),
+    [],
+  ) // each was met at least once
+})
+
+test('the client knows how long Postgres writes a JSON value', async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.jsonValue({ maxDepth: 4 }), async (value) => {
+      const [row] = await sql`select octet_length(${JSON.stringify(value)}::text::jsonb::text) as bytes`
+      const sent = JSON.parse(JSON.stringify(value)) // -0 goes as 0
+      if (/\de[+-]?\d/.test(JSON.stringify(value))) assert.ok(jsonbBytes(sent) >= row?.bytes)
+      else assert.equal(jsonbBytes(sent), row?.bytes)
+    }),
+    { numRuns: 500 },
+  )
+})
+
+const everythingWrong = {
+  job_type: 'x',
+  target_worker: 'X',
+  metadata: { fit: 1, private_metadata: 1, note: 'x'.repeat(20000) },
+  idempotency_key: '',
+  prompt: ' '.repeat(4001),
+  negative_prompt: 'x'.repeat(4001),
+  batch_size: 2,
+  width: 4000,
+  height: 4000,
+  steps: 0,
+  guidance_scale: 31,
+  seed: -1,
+  scheduler: 'x',
+  output_format: 'x',
+  reference_image_url: 'http://x',
+  reference_image_path: 'x',
+  reference_strength: 2,
+  exact_copy_mode: false,
+}
+
+test('all faults come at once, by field', async () => {
+  const faults = validateSDXLParams(everythingWrong as never)
+  assert.deepEqual(
+    Object.keys(faults ?? {}).sort(),
+    Object.keys(everythingWrong)
+      .filter((field) => field !== 'exact_copy_mode')
+      .sort(),
+  )
+  assert.deepEqual(
+    faults?.prompt?.map(({ code }) => code),
+    ['prompt_is_required_unless_exact_copy_mode', 'prompt_has_at_most_4000_characters'],
+  )
+  await assert.rejects(submitSDXLJob(user.supabase, everythingWrong as never), (error) => {
+    assert.ok(error instanceof SDXLError)
+    assert.equal(error.faults.length, Object.values(faults ?? {}).flat().length)
+    assert.deepEqual(
+      [error.code, error.field, error.message],
+      [error.faults[0]?.code, error.faults[0]?.field, error.faults[0]?.message],
+    )
+    return true
+  })
+})
+
+test('what is no such value at all is refused before it is sent', () => {
+  const cases: [object, string][] = [
+    [{ prompt: 5 }, 'invalid_value'],
+    [{ prompt: 'a\0b' }, 'invalid_value'],
+    [{ prompt: 'half \ud83d' }, 'invalid_value'],
+    [{ metadata: { note: 'a\0b' } }, 'invalid_value'],
+    [{ metadata: { note: 'half \udc00' } }, 'invalid_value'],
+    [{ metadata: { big: 1n } }, 'invalid_value'],
+    [{ metadata: () => 1 }, 'invalid_value'],
+    [{ exact_copy_mode: 'yes' }, 'invalid_value'],
+    [{ id: '7' }, 'invalid_value'],
+    [{ steps: 1.5 }, 'steps_is_from_1_to_100'],
+    [{ seed: '7' }, 'seed_is_from_0_to_2147483647'],
+    [{ guidance_scale: Number.NaN }, 'guidance_scale_is_from_0_to_30'],
+    [{ batch_size: null }, 'required'],
+    [{ job_type: undefined }, 'required'],
+    [{ priority: 0 }, 'unknown_field'],
+    [{ constructor: 0 }, 'unknown_field'],
+    [JSON.parse('{"__proto__": 1}'), 'unknown_field'],
+  ]
+  for (const [wrong, code] of cases) {
+    const row = Object.defineProperties({ ...PAINTABLE }, Object.getOwnPropertyDescriptors(wrong))
+    assert.deepEqual(codesOf(row as never), [code], JSON.stringify(Object.keys(wrong)))
+  }
+  assert.equal(validateSDXLParams({ ...PAINTABLE, metadata: { note: 'a\\u0000 \\\\u0000 🎨' } }), null)
+})
+
+test('an exact copy needs a reference and no prompt', async () => {
+  const copy: SDXLParams = { job_type: 'sdxl_image_high', exact_copy_mode: true, target_worker: 'nobody' }
+  assert.deepEqual(codesOf(copy), ['exact_copy_mode_needs_a_reference'])
+  assert.equal((await submitSDXLJob(user.supabase, { ...copy, reference_image_path: `${user.id}/cat.png` })).prompt, '')
+})
