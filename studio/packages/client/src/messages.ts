@@ -9,7 +9,7 @@ const MESSAGES = {
   width_and_height_come_together: 'Give both width and height, or neither.',
   width_times_height_is_at_most_2097152: 'The image is too large: 2 megapixels at most.',
   reference_is_a_url_or_a_path_not_both: 'Give the reference as a URL or as a path, not both.',
-  reference_strength_is_required_with_a_reference: 'Say how strongly the reference counts, from 0 to 1.',
+  reference_strength_is_required_with_a_reference: 'Say how strongly the reference counts.',
 
   // what else can be wrong with a field
   required: 'This cannot be left out.',
@@ -27,7 +27,7 @@ const MESSAGES = {
   not_signed_in: 'Sign in first.',
   permission_denied: 'You may not do this.',
   reference_is_empty: 'The reference is empty.',
-  too_many_requests: 'Too many requests at once; try again in a moment.',
+  too_many_requests: 'Too many requests; try again in a moment.',
   network_error: 'No connection; try again in a moment.',
   service_unavailable: 'The service does not answer; try again in a moment.',
   refused: 'The request was refused.',

@@ -41,6 +41,8 @@ function createTopic(supabase: Supabase, name: string, onLeft: () => void): Topi
 
   const open = async (): Promise<void> => {
     await leaving // until then supabase-js would hand out the channel that is being left
+    // while it hangs up, after the last channel was left, it would not connect anew, and some versions never would
+    while (supabase.realtime.isDisconnecting?.()) await new Promise((resolve) => setTimeout(resolve, 50))
     await supabase.realtime.setAuth().catch(() => undefined) // without a token the join is refused, and tried again
     const channels = supabase.getChannels()
     if (!listeners.size || (channel && channels.includes(channel))) return

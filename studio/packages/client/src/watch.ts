@@ -29,7 +29,6 @@ export async function* watchJob(
   id: string,
   { signal }: { signal?: AbortSignal | undefined } = {},
 ): AsyncGenerator<SDXLEvent, void, void> {
-  signal?.throwIfAborted()
   let job = await getJob(supabase, id, { signal })
   const events: SDXLEvent[] = [{ type: 'state', job }]
   let wake = (): void => {}
