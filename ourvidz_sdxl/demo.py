@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +23,15 @@ from uuid import uuid4
 from postgrest.exceptions import APIError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from supabase import AsyncClient, acreate_client
+from supabase import AsyncClient, AuthApiError, acreate_client, create_client
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+from ourvidz_sdxl.studio import BUNDLED_MODEL, serve_studio
 
 MODEL = ROOT / "models" / "tiny-sdxl"
 JOB_TIMEOUT_SECONDS = 300
+# of a Supabase that only this machine reaches
+OPERATOR_EMAIL, OPERATOR_PASSWORD = "operator@example.com", "operator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,10 @@ class Wish:
 def demo(wish: Wish, *, out: Path, once: bool, data_dir: Path | None = None) -> int:
     """Returns 0 when the job completed. The last line on standard output is one JSON object: status, images, seconds."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that both children are stopped
-    with embedded_supabase(data_dir=data_dir) as supabase, worker_process(supabase) as worker:
+    with embedded_supabase(data_dir=data_dir) as supabase, serve(supabase) as studio, worker_process(supabase) as worker:
+        if studio and not once:
+            make_operator(supabase)
+            say_where(studio)
         started = time.monotonic()
         try:
             job, paths = asyncio.run(as_a_frontend(supabase, wish, out))
@@ -59,6 +65,8 @@ def demo(wish: Wish, *, out: Path, once: bool, data_dir: Path | None = None) -> 
             result |= {"error_code": job["error_code"], "error_message": job["error_message"]}
         if not once:
             say(supabase, paths)
+            if studio:
+                say_where(studio)  # once more: by now it has scrolled away
             wait_for_the_end(worker)
     print(json.dumps(result))  # noqa: T201  the contract of the command
     return 0 if job["status"] == "completed" else 1
@@ -165,6 +173,23 @@ def progress_display() -> Iterator[Any]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("waiting", total=100)
         yield lambda status, percent: bar.update(task, description=status, completed=percent)
+
+
+def serve(supabase: EmbeddedSupabase) -> AbstractContextManager[str | None]:
+    return serve_studio(supabase, {} if "MODEL_PATH" in os.environ else BUNDLED_MODEL)
+
+
+def make_operator(supabase: EmbeddedSupabase) -> None:
+    """Somebody who may see workers and queue, unless an earlier run made them."""
+    with suppress(AuthApiError):  # there already
+        create_client(supabase.url, supabase.secret_key).auth.admin.create_user(
+            {"email": OPERATOR_EMAIL, "password": OPERATOR_PASSWORD, "email_confirm": True, "app_metadata": {"role": "operator"}}
+        )
+
+
+def say_where(studio: str) -> None:
+    print(f"\nStudio           {studio}   sign up there, or look at the workers as", file=sys.stderr)  # noqa: T201  for the developer
+    print(f"its operator     {OPERATOR_EMAIL}, password {OPERATOR_PASSWORD}\n", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def say(supabase: EmbeddedSupabase, paths: list[Path]) -> None:

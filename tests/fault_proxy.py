@@ -232,12 +232,17 @@ class FaultProxy:
                 await client.pong(message.data)
             elif message.type is WSMsgType.TEXT:
                 await server.send_str(message.data)
+            elif message.type is WSMsgType.BINARY:
+                await server.send_bytes(message.data)
 
     async def _from_server(self, server: aiohttp.ClientWebSocketResponse, client: web.WebSocketResponse) -> None:
         async for message in server:
-            if message.type is not WSMsgType.TEXT or self._silent or self._swallows(message.data):
+            if self._silent:
                 continue
-            await client.send_str(self._refusal(message.data) if self._refusing_joins else message.data)
+            if message.type is WSMsgType.BINARY:  # as protocol 2.0 sends broadcasts, which supabase-js speaks
+                await client.send_bytes(message.data)
+            elif message.type is WSMsgType.TEXT and not self._swallows(message.data):
+                await client.send_str(self._refusal(message.data) if self._refusing_joins else message.data)
 
     def _refusal(self, text: str) -> str:
         """In place of any reply on a topic; only heartbeats are answered as ever."""

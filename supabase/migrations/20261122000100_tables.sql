@@ -115,6 +115,8 @@ create index jobs_active_idx on public.jobs (user_id, target_worker, fair_key) w
 create index jobs_processing_idx on public.jobs (target_worker, id) where status = 'processing';
 create index jobs_lease_token_idx on public.jobs (lease_token) where status = 'processing';
 create index jobs_user_idx on public.jobs (user_id, created_at desc);
+create index jobs_completed_idx on public.jobs (completed_at, status) where completed_at is not null;
+create index jobs_failed_idx on public.jobs (completed_at) where status = 'failed';
 -- not partial, so that on_conflict=user_id,idempotency_key of the REST API finds it
 create unique index jobs_idempotency_key_is_unique_per_user on public.jobs (user_id, idempotency_key);
 
@@ -166,16 +168,48 @@ create table public.workers (
   error         text,
   failed_at     timestamptz,
   started_at    timestamptz not null default now(),
-  last_seen_at  timestamptz not null default now()
+  last_seen_at  timestamptz not null default now(),
+  report_seconds real not null default 15 constraint worker_report_seconds_is_positive check (report_seconds > 0),
+  max_jobs      smallint not null default 1 constraint worker_max_jobs_is_positive check (max_jobs > 0),
+  pod_id        text
 );
 create index workers_last_seen_idx on public.workers (last_seen_at);
+create index workers_pod_idx on public.workers (pod_id) where pod_id is not null;
 
 comment on table public.jobs is 'One row is one request for images. Insert a row to ask; listen to it to know.';
 comment on table public.job_images is 'The pictures of completed jobs: storage paths, never signed URLs. Written only by finish_job.';
 comment on table public.job_events is 'Append-only history of each job''s state, written by trigger.';
 comment on table public.negative_presets is 'What every job of a type avoids: joined before the user''s own negative prompt. Edit it here.';
 comment on table public.workers is 'One row a worker: what it runs on and when it was last seen.';
+comment on column public.jobs.id is 'Chosen by the frontend, or made here. Also the id of the job''s trace.';
+comment on column public.jobs.user_id is 'Who asked; always the signed-in user.';
+comment on column public.jobs.job_type is 'sdxl_image_fast (15 steps) or sdxl_image_high (25); names the bucket of the pictures, too.';
+comment on column public.jobs.target_worker is 'The kind of worker that takes it: those with the same TARGET_WORKER.';
+comment on column public.jobs.idempotency_key is 'Unique for a user: the same request sent twice is one job.';
+comment on column public.jobs.prompt is 'What the picture is to show. Private to the user: in no log, no trace and no view of ours.';
+comment on column public.jobs.negative_prompt is 'What it is not to show; the preset of the job''s type comes before it.';
+comment on column public.jobs.batch_size is 'Number of pictures, painted together: 1, 3 or 6.';
+comment on column public.jobs.output_format is 'png, webp or jpeg.';
+comment on column public.jobs.reference_image_url is 'An address, https, of the picture to start from.';
+comment on column public.jobs.exact_copy_mode is 'Copy the reference: a denoise strength of 0.05 at most, and neither guidance nor a negative prompt.';
+comment on column public.jobs.enhance_prompt is 'Have the prompt written longer by a language model, where the worker has one.';
+comment on column public.jobs.status is 'queued, processing, completed, failed or cancelled; the last three are final.';
+comment on column public.jobs.progress is 'Percent.';
+comment on column public.jobs.error_code is 'Why it failed, or why its last attempt did: a stable code, such as invalid_reference.';
+comment on column public.jobs.error_message is 'The same in words for the user.';
+comment on column public.jobs.max_attempts is 'After so many attempts that count, a failure is final.';
+comment on column public.jobs.cancel_requested_at is 'Set it to ask that the job stops; the only column that a client may change.';
+comment on column public.jobs.created_at is 'When it was asked for.';
+comment on column public.jobs.started_at is 'When it was last claimed.';
+comment on column public.jobs.completed_at is 'When it ended, however it did.';
+comment on column public.jobs.enhanced_prompt is 'The prompt that was painted, where a language model wrote it longer.';
+comment on column public.jobs.metrics is 'Of the last painting: generation_time (s), vram_usage (MiB), i2i_mode, steps, quality_events, trace_id and more.';
+comment on column public.jobs.priority is 'Lower goes first; each priority is a queue of its own.';
+comment on column public.jobs.run_at is 'Not claimed before: later than created_at when an attempt is put off.';
+comment on column public.jobs.leased_by is 'The worker that claimed it last.';
+comment on column public.jobs.lease_expires_at is 'Until when the claim holds unless it is renewed; absent while nobody holds it.';
 comment on column public.jobs.width is 'Pixels; absent means the model''s native size, or the reference''s aspect.';
+comment on column public.jobs.height is 'As width, with which it comes.';
 comment on column public.jobs.steps is 'Denoising steps; absent means 15 for sdxl_image_fast and 25 for sdxl_image_high.';
 comment on column public.jobs.guidance_scale is 'Classifier-free guidance; absent means 6.0 for fast and 7.5 for high.';
 comment on column public.jobs.seed is 'Seed of image 0; image i has seed + i. Absent means a random one, stored in job_images.';
@@ -188,6 +222,42 @@ comment on column public.jobs.warnings is 'What went otherwise than asked for: [
 comment on column public.jobs.attempts is 'Attempts that count: grows with each claim; what a worker gives back unfinished is not counted.';
 comment on column public.jobs.claims is 'How often the job was claimed, ever. Part of every object''s name, so that no two leases write to one object.';
 comment on column public.jobs.crashes is 'Workers in a row that died while painting this job; the second one fails it as poison_job.';
+comment on column public.job_images.job_id is 'The job that it was painted for.';
+comment on column public.job_images.index is 'Its place in the batch, from 0.';
+comment on column public.job_images.bucket is 'Where it lies in Storage: the bucket, private, named like the job''s type.';
+comment on column public.job_images.path is 'Its object in the bucket: <user id>/<job id>/<claim>-<index>.<suffix>. Ask Storage for a signed URL.';
+comment on column public.job_images.thumbnail_path is 'A WebP of at most 256 pixels along the longer edge, in the same bucket.';
+comment on column public.job_images.seed is 'That it was painted with: with the same model, prompt and settings it gives the same picture.';
+comment on column public.job_images.width is 'Pixels.';
+comment on column public.job_images.height is 'Pixels.';
+comment on column public.job_images.mime_type is 'image/png, image/webp or image/jpeg.';
+comment on column public.job_images.bytes is 'The size of the file.';
+comment on column public.job_images.sha256 is 'Of the file, in hexadecimal digits.';
+comment on column public.job_images.similarity_score is 'Structural similarity to the reference, -1 to 1; absent without a reference.';
+comment on column public.job_images.created_at is 'When its job was completed.';
+comment on column public.job_events.id is 'Grows with time.';
+comment on column public.job_events.job_id is 'The job whose status changed.';
+comment on column public.job_events.status is 'What it changed to.';
+comment on column public.job_events.attempt is 'The job''s attempts at that time.';
+comment on column public.job_events.worker is 'Who claimed the job last.';
+comment on column public.job_events.error_code is 'Why, where something went wrong.';
+comment on column public.job_events.created_at is 'When, to the microsecond: later events of one transaction are later.';
+comment on column public.negative_presets.job_type is 'sdxl_image_fast or sdxl_image_high.';
+comment on column public.negative_presets.negative_prompt is 'Empty for none; a change holds from the next claim on.';
+comment on column public.workers.id is 'WORKER_ID, with -gpu0, -gpu1, … on a host of several GPUs.';
+comment on column public.workers.target_worker is 'Which jobs it takes.';
+comment on column public.workers.host is 'The name of its machine.';
+comment on column public.workers.gpu is 'Its GPU; absent on a CPU.';
+comment on column public.workers.vram_mb is 'The GPU''s memory in MiB.';
+comment on column public.workers.model is 'The checkpoint that it has loaded.';
+comment on column public.workers.version is 'Of the worker''s program.';
+comment on column public.workers.state is 'starting, ready, draining, stopped or failed, as it last said itself.';
+comment on column public.workers.failed_at is 'When it last failed.';
+comment on column public.workers.started_at is 'When its id was first seen.';
+comment on column public.workers.last_seen_at is 'When it last said anything; it does four times a lease.';
+comment on column public.workers.report_seconds is 'So often it says that it lives: a quarter of its LEASE_SECONDS.';
+comment on column public.workers.max_jobs is 'So many jobs it holds at most before they are painted: its MAX_CONCURRENT_JOBS.';
+comment on column public.workers.pod_id is 'The RunPod pod that it runs in; absent elsewhere.';
 comment on column public.workers.error is 'Why the worker last failed (at failed_at), as "code: message"; it stays when another process has taken over.';
 comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
 comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';
@@ -201,3 +271,8 @@ create table private.sweep (
   next_at  timestamptz not null default now()
 );
 insert into private.sweep default values;
+comment on table private.sweep is 'Where the sweep for orphaned objects goes on; one row.';
+comment on column private.sweep.only_row is 'Keeps it at one row.';
+comment on column private.sweep.bucket is 'The bucket of the object that was looked at last.';
+comment on column private.sweep.path is 'The path of the object that was looked at last.';
+comment on column private.sweep.next_at is 'Not before then again.';

@@ -54,9 +54,14 @@ class User:
         return cast("list[dict[str, Any]]", answer.data)
 
 
-def sign_up(supabase: EmbeddedSupabase) -> User:
+def sign_up(supabase: EmbeddedSupabase, *, app_metadata: dict[str, Any] | None = None) -> User:
+    """A new user; `app_metadata` is given to them with the service key, and stands in the token that they have from then on."""
     client = create_client(supabase.url, supabase.publishable_key, ClientOptions(auto_refresh_token=False))
     answer = client.auth.sign_up({"email": f"{uuid4().hex}@example.com", "password": uuid4().hex})
+    if app_metadata and answer.user:
+        admin = create_client(supabase.url, supabase.secret_key, ClientOptions(auto_refresh_token=False)).auth.admin
+        admin.update_user_by_id(answer.user.id, {"app_metadata": app_metadata})
+        answer = client.auth.refresh_session()
     assert answer.user
     assert answer.session
     return User(id=answer.user.id, client=client, access_token=answer.session.access_token)

@@ -36,6 +36,7 @@ class Role(StrEnum):
     ANONYMOUS = "anonymous"
     OWNER = "owner"
     OTHER = "other"
+    OPERATOR = "operator"
     SERVICE = "service"
 
 
@@ -47,7 +48,7 @@ class Verdict(StrEnum):
 
 
 ANSWERS = {
-    Verdict.REFUSED: {"42501", "403", "428C9", "PT409"},  # no right to it; a generated column; a finished job
+    Verdict.REFUSED: {"42501", "403", "428C9", "55000", "PT409"},  # no right to it; a generated column; a view; a finished job
     Verdict.UNKNOWN: {"PGRST106", "PGRST202", "404"},  # a schema, a function, an object or a bucket
 }
 
@@ -101,12 +102,15 @@ class World:
     def __init__(self, supabase: EmbeddedSupabase, db: Database) -> None:
         self.supabase, self.db = supabase, db
         options = ClientOptions(auto_refresh_token=False)
-        owner, other = sign_up(supabase), sign_up(supabase)
+        owner, other, operator = sign_up(supabase), sign_up(supabase), sign_up(supabase, app_metadata={"role": "operator"})
         public, secret = supabase.publishable_key, supabase.secret_key
         self.actors = {
             Role.ANONYMOUS: Actor(role=Role.ANONYMOUS, client=create_client(supabase.url, public, options), key=public),
             Role.OWNER: Actor(role=Role.OWNER, client=owner.client, key=public, id=owner.id, token=owner.access_token),
             Role.OTHER: Actor(role=Role.OTHER, client=other.client, key=public, id=other.id, token=other.access_token),
+            Role.OPERATOR: Actor(
+                role=Role.OPERATOR, client=operator.client, key=public, id=operator.id, token=operator.access_token
+            ),
             Role.SERVICE: Actor(role=Role.SERVICE, client=create_client(supabase.url, secret, options), key=secret),
         }
         self.owner, self.service = self.actors[Role.OWNER], self.actors[Role.SERVICE]

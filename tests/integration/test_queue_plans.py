@@ -57,7 +57,8 @@ class Filled:
             select ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
                    ('00000000-0000-4000-9000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid,
                    'sdxl_image_fast', %(target)s, 'a red circle', s.status, case s.status when 'failed' then 'x' end,
-                   case when s.status in ('completed', 'failed') then now() end, n / 100.0, now() - make_interval(secs => n),
+                   case when s.status in ('completed', 'failed') then now() - make_interval(mins => n) end,
+                   n / 100.0, now() - make_interval(secs => n),
                    n::text, 1, case when s.status <> 'queued' then %(token)s end, 'w',
                    case s.status when 'processing' then now() + interval '1 h' end
               from generate_series(%(from)s::int, %(to)s::int) n,
@@ -186,6 +187,8 @@ CALLS = {
     "sweep of a hundred objects": ("select * from public.sweep_orphans(100, 0)", (), 1500),
     "gallery": ("select * from public.jobs where user_id = %s order by created_at desc limit 20", (USER,), 100),
     "jobs ahead": ("select public.jobs_ahead(%s)", (LAST_WAITING_JOB,), 8 * WAITING),
+    "fleet": ("select * from public.fleet", (), 10 * WAITING),
+    "queue health": ("select * from public.queue_health", (), 50 * WAITING),
     "images of one job": ("select * from public.job_images where job_id = %s order by index", (WAITING_JOB,), 30),
     "history of one job": ("select * from public.job_events where job_id = %s order by id", (WAITING_JOB,), 30),
 }

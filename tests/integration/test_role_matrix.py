@@ -46,40 +46,55 @@ PAGE = ROOT / "docs" / "security.md"
 MARKER = "<!-- From here on written by tests/integration/test_role_matrix.py: `make security-page` -->\n\n"
 
 TABLES = expectations("""
-                                          anonymous  owner    other    service
-jobs: select                              refused    yes      nothing  yes
-jobs: select with job_images, job_events  refused    yes      nothing  yes
-jobs: insert                              refused    yes      refused  yes
-jobs: insert as completed                 refused    refused  refused  yes
-jobs: insert again under the same id      refused    nothing  refused  nothing
-jobs: upsert                              refused    refused  refused  yes
-jobs: ask to cancel                       refused    yes      nothing  yes
-jobs: ask to cancel what is finished      refused    nothing  nothing  refused
-jobs: update                              refused    refused  refused  yes
-jobs: update what is finished             refused    refused  refused  refused
-jobs: delete                              refused    refused  refused  yes
-job_images: select                        refused    yes      nothing  yes
-job_images: select with jobs              refused    yes      nothing  yes
-job_images: insert                        refused    refused  refused  yes
-job_images: upsert                        refused    refused  refused  yes
-job_images: update                        refused    refused  refused  yes
-job_images: delete                        refused    refused  refused  yes
-job_events: select                        refused    yes      nothing  yes
-job_events: select with jobs              refused    yes      nothing  yes
-job_events: insert                        refused    refused  refused  refused
-job_events: upsert                        refused    refused  refused  refused
-job_events: update                        refused    refused  refused  refused
-job_events: delete                        refused    refused  refused  refused
-workers: select                           refused    refused  refused  yes
-workers: insert                           refused    refused  refused  yes
-workers: upsert                           refused    refused  refused  yes
-workers: update                           refused    refused  refused  yes
-workers: delete                           refused    refused  refused  yes
-negative_presets: select                  refused    refused  refused  yes
-negative_presets: insert                  refused    refused  refused  refused
-negative_presets: upsert                  refused    refused  refused  refused
-negative_presets: update                  refused    refused  refused  yes
-negative_presets: delete                  refused    refused  refused  refused
+                                          anonymous  owner    other    operator  service
+jobs: select                              refused    yes      nothing  nothing   yes
+jobs: select with job_images, job_events  refused    yes      nothing  nothing   yes
+jobs: insert                              refused    yes      refused  refused   yes
+jobs: insert as completed                 refused    refused  refused  refused   yes
+jobs: insert again under the same id      refused    nothing  refused  refused   nothing
+jobs: upsert                              refused    refused  refused  refused   yes
+jobs: ask to cancel                       refused    yes      nothing  nothing   yes
+jobs: ask to cancel what is finished      refused    nothing  nothing  nothing   refused
+jobs: update                              refused    refused  refused  refused   yes
+jobs: update what is finished             refused    refused  refused  refused   refused
+jobs: delete                              refused    refused  refused  refused   yes
+job_images: select                        refused    yes      nothing  nothing   yes
+job_images: select with jobs              refused    yes      nothing  nothing   yes
+job_images: insert                        refused    refused  refused  refused   yes
+job_images: upsert                        refused    refused  refused  refused   yes
+job_images: update                        refused    refused  refused  refused   yes
+job_images: delete                        refused    refused  refused  refused   yes
+job_events: select                        refused    yes      nothing  nothing   yes
+job_events: select with jobs              refused    yes      nothing  nothing   yes
+job_events: insert                        refused    refused  refused  refused   refused
+job_events: upsert                        refused    refused  refused  refused   refused
+job_events: update                        refused    refused  refused  refused   refused
+job_events: delete                        refused    refused  refused  refused   refused
+workers: select                           refused    refused  refused  refused   yes
+workers: insert                           refused    refused  refused  refused   yes
+workers: upsert                           refused    refused  refused  refused   yes
+workers: update                           refused    refused  refused  refused   yes
+workers: delete                           refused    refused  refused  refused   yes
+negative_presets: select                  refused    refused  refused  refused   yes
+negative_presets: insert                  refused    refused  refused  refused   refused
+negative_presets: upsert                  refused    refused  refused  refused   refused
+negative_presets: update                  refused    refused  refused  refused   yes
+negative_presets: delete                  refused    refused  refused  refused   refused
+job_audit: select                         refused    yes      nothing  nothing   yes
+job_audit: insert                         refused    refused  refused  refused   refused
+job_audit: upsert                         refused    refused  refused  refused   refused
+job_audit: update                         refused    refused  refused  refused   refused
+job_audit: delete                         refused    refused  refused  refused   refused
+fleet: select                             refused    nothing  nothing  yes       yes
+fleet: insert                             refused    refused  refused  refused   refused
+fleet: upsert                             refused    refused  refused  refused   refused
+fleet: update                             refused    refused  refused  refused   refused
+fleet: delete                             refused    refused  refused  refused   refused
+queue_health: select                      refused    nothing  nothing  yes       yes
+queue_health: insert                      refused    refused  refused  refused   refused
+queue_health: upsert                      refused    refused  refused  refused   refused
+queue_health: update                      refused    refused  refused  refused   refused
+queue_health: delete                      refused    refused  refused  refused   refused
 """)
 
 # Columns of jobs that a client may write, in a row of its own. The rest of them is the worker's and the database's.
@@ -133,81 +148,88 @@ WORKERS_OWN: dict[str, object] = {
 }
 
 FUNCTIONS = expectations("""
-                            anonymous  owner    other    service
-claim_jobs                  refused    refused  refused  yes
-heartbeat_jobs              refused    refused  refused  yes
-finish_job                  refused    refused  refused  yes
-reap_jobs                   refused    refused  refused  yes
-sweep_orphans               refused    refused  refused  yes
-report_worker               refused    refused  refused  yes
-jobs_ahead                  refused    yes      nothing  refused
-private.backoff             unknown    unknown  unknown  unknown
-private.jobs_ahead          unknown    unknown  unknown  unknown
-private.jobs_before_insert  unknown    unknown  unknown  unknown
-private.jobs_before_update  unknown    unknown  unknown  unknown
-private.jobs_changed        unknown    unknown  unknown  unknown
-private.jobs_wake           unknown    unknown  unknown  unknown
-private.send                unknown    unknown  unknown  unknown
-the list of all functions   refused    refused  refused  yes
+                            anonymous  owner    other    operator  service
+claim_jobs                  refused    refused  refused  refused   yes
+heartbeat_jobs              refused    refused  refused  refused   yes
+finish_job                  refused    refused  refused  refused   yes
+reap_jobs                   refused    refused  refused  refused   yes
+sweep_orphans               refused    refused  refused  refused   yes
+report_worker               refused    refused  refused  refused   yes
+jobs_ahead                  refused    yes      nothing  nothing   refused
+private.backoff             unknown    unknown  unknown  unknown   unknown
+private.jobs_ahead          unknown    unknown  unknown  unknown   unknown
+private.is_live             unknown    unknown  unknown  unknown   unknown
+private.is_operator         unknown    unknown  unknown  unknown   unknown
+private.fleet               unknown    unknown  unknown  unknown   unknown
+private.queue_health        unknown    unknown  unknown  unknown   unknown
+private.jobs_before_insert  unknown    unknown  unknown  unknown   unknown
+private.jobs_before_update  unknown    unknown  unknown  unknown   unknown
+private.jobs_changed        unknown    unknown  unknown  unknown   unknown
+private.jobs_wake           unknown    unknown  unknown  unknown   unknown
+private.send                unknown    unknown  unknown  unknown   unknown
+the list of all functions   refused    refused  refused  refused   yes
 """)
 
 TOPICS = expectations("""
-                                              anonymous  owner    other    service
-worker:sdxl: listen                           refused    refused  refused  yes
-worker:sdxl: send, by websocket               refused    refused  refused  yes
-worker:sdxl: send, by HTTP                    refused    refused  refused  yes
-worker:sdxl: send, by HTTP in a batch         nothing    nothing  nothing  yes
-worker:sdxl: as a public channel              nothing    nothing  nothing  nothing
-user:<owner>: listen                          refused    yes      refused  yes
-user:<owner>: send, by websocket              refused    nothing  refused  yes
-user:<owner>: send, by HTTP                   refused    refused  refused  yes
-user:<owner>: send, by HTTP in a batch        nothing    nothing  nothing  yes
-user:<owner>: as a public channel             nothing    nothing  nothing  nothing
-job:<owner's job>: listen                     refused    yes      refused  yes
-job:<owner's job>: send, by websocket         refused    nothing  refused  yes
-job:<owner's job>: send, by HTTP              refused    refused  refused  yes
-job:<owner's job>: send, by HTTP in a batch   nothing    nothing  nothing  yes
-job:<owner's job>: as a public channel        nothing    nothing  nothing  nothing
-postgres_changes: of jobs                     refused    yes      nothing  yes
-postgres_changes: of job_images               refused    yes      nothing  yes
-postgres_changes: of job_events               refused    refused  refused  refused
-postgres_changes: of workers                  refused    refused  refused  refused
-postgres_changes: of negative_presets         refused    refused  refused  refused
+                                              anonymous  owner    other    operator  service
+worker:sdxl: listen                           refused    refused  refused  refused   yes
+worker:sdxl: send, by websocket               refused    refused  refused  refused   yes
+worker:sdxl: send, by HTTP                    refused    refused  refused  refused   yes
+worker:sdxl: send, by HTTP in a batch         nothing    nothing  nothing  nothing   yes
+worker:sdxl: as a public channel              nothing    nothing  nothing  nothing   nothing
+user:<owner>: listen                          refused    yes      refused  refused   yes
+user:<owner>: send, by websocket              refused    nothing  refused  refused   yes
+user:<owner>: send, by HTTP                   refused    refused  refused  refused   yes
+user:<owner>: send, by HTTP in a batch        nothing    nothing  nothing  nothing   yes
+user:<owner>: as a public channel             nothing    nothing  nothing  nothing   nothing
+job:<owner's job>: listen                     refused    yes      refused  refused   yes
+job:<owner's job>: send, by websocket         refused    nothing  refused  refused   yes
+job:<owner's job>: send, by HTTP              refused    refused  refused  refused   yes
+job:<owner's job>: send, by HTTP in a batch   nothing    nothing  nothing  nothing   yes
+job:<owner's job>: as a public channel        nothing    nothing  nothing  nothing   nothing
+postgres_changes: of jobs                     refused    yes      nothing  nothing   yes
+postgres_changes: of job_images               refused    yes      nothing  nothing   yes
+postgres_changes: of job_events               refused    refused  refused  refused   refused
+postgres_changes: of workers                  refused    refused  refused  refused   refused
+postgres_changes: of negative_presets         refused    refused  refused  refused   refused
+postgres_changes: of job_audit                refused    refused  refused  refused   refused
+postgres_changes: of fleet                    refused    refused  refused  refused   refused
+postgres_changes: of queue_health             refused    refused  refused  refused   refused
 """)
 
 OUTPUT_BUCKET = expectations("""
-                                                 anonymous  owner    other    service
-download                                         unknown    yes      unknown  yes
-ask for size and type                            unknown    yes      unknown  yes
-make a signed URL                                unknown    yes      unknown  yes
-make signed URLs, by the dozen                   nothing    yes      nothing  yes
-download by a signed URL that the owner made     yes        yes      yes      yes
-download by the public address                   unknown    unknown  unknown  unknown
-download what is not published                   unknown    unknown  unknown  yes
-make a signed URL of what is not published       unknown    unknown  unknown  yes
-list                                             nothing    yes      nothing  yes
-list what is not published                       nothing    nothing  nothing  yes
-upload into the owner's folder                   refused    refused  refused  yes
-upload into the actor's own folder               refused    refused  refused  yes
-make an upload URL                               refused    refused  refused  yes
-overwrite, by upload                             refused    refused  refused  yes
-overwrite, by update                             refused    refused  refused  yes
-delete                                           nothing    nothing  nothing  yes
-move                                             unknown    refused  unknown  yes
-copy beside it                                   unknown    refused  unknown  yes
-copy into the actor's own references             unknown    yes      unknown  yes
-see the bucket                                   unknown    unknown  unknown  yes
-make the bucket public                           unknown    unknown  unknown  yes
-empty the bucket                                 unknown    unknown  unknown  yes
+                                                 anonymous  owner    other    operator  service
+download                                         unknown    yes      unknown  unknown   yes
+ask for size and type                            unknown    yes      unknown  unknown   yes
+make a signed URL                                unknown    yes      unknown  unknown   yes
+make signed URLs, by the dozen                   nothing    yes      nothing  nothing   yes
+download by a signed URL that the owner made     yes        yes      yes      yes       yes
+download by the public address                   unknown    unknown  unknown  unknown   unknown
+download what is not published                   unknown    unknown  unknown  unknown   yes
+make a signed URL of what is not published       unknown    unknown  unknown  unknown   yes
+list                                             nothing    yes      nothing  nothing   yes
+list what is not published                       nothing    nothing  nothing  nothing   yes
+upload into the owner's folder                   refused    refused  refused  refused   yes
+upload into the actor's own folder               refused    refused  refused  refused   yes
+make an upload URL                               refused    refused  refused  refused   yes
+overwrite, by upload                             refused    refused  refused  refused   yes
+overwrite, by update                             refused    refused  refused  refused   yes
+delete                                           nothing    nothing  nothing  nothing   yes
+move                                             unknown    refused  unknown  unknown   yes
+copy beside it                                   unknown    refused  unknown  unknown   yes
+copy into the actor's own references             unknown    yes      unknown  unknown   yes
+see the bucket                                   unknown    unknown  unknown  unknown   yes
+make the bucket public                           unknown    unknown  unknown  unknown   yes
+empty the bucket                                 unknown    unknown  unknown  unknown   yes
 """)
 
 REFERENCE_BUCKET = OUTPUT_BUCKET | expectations("""
-                                                 anonymous  owner    other    service
-upload into the owner's folder                   refused    yes      refused  yes
-upload into the actor's own folder               refused    yes      yes      yes
-make an upload URL                               refused    yes      refused  yes
-delete                                           nothing    yes      nothing  yes
-copy beside it                                   unknown    yes      unknown  yes
+                                                 anonymous  owner    other    operator  service
+upload into the owner's folder                   refused    yes      refused  refused   yes
+upload into the actor's own folder               refused    yes      yes      yes       yes
+make an upload URL                               refused    yes      refused  refused   yes
+delete                                           nothing    yes      nothing  nothing   yes
+copy beside it                                   unknown    yes      unknown  unknown   yes
 """)
 for name in [name for name in REFERENCE_BUCKET if "not published" in name]:
     del REFERENCE_BUCKET[name]
@@ -252,6 +274,9 @@ def key_of(table: str, w: World) -> tuple[str, str]:
         "job_events": ("job_id", w.finished[OUTPUTS[0]]),
         "workers": ("id", "w"),
         "negative_presets": ("job_type", "sdxl_image_fast"),
+        "job_audit": ("job_id", w.waiting),
+        "fleet": ("id", "w"),
+        "queue_health": ("target_worker", TARGET),
     }[table]
 
 
@@ -262,6 +287,9 @@ def new_row(table: str, w: World) -> dict[str, Any]:
         "job_events": {"job_id": w.waiting, "status": "completed", "attempt": 1},
         "workers": w.worker("impostor"),
         "negative_presets": {"job_type": "sdxl_image_fast", "negative_prompt": "x"},
+        "job_audit": {"job_id": str(uuid4()), "status": "completed"},
+        "fleet": w.worker("impostor"),
+        "queue_health": {"target_worker": "x", "waiting": 0},
     }
     return rows[table]
 
@@ -274,6 +302,9 @@ def old_row(table: str, w: World) -> dict[str, Any]:
         "job_events": new_row("job_events", w) | {"id": 1},
         "workers": w.worker() | {"host": "impostor"},
         "negative_presets": new_row("negative_presets", w),
+        "job_audit": {"job_id": w.waiting, "status": "completed"},
+        "fleet": w.worker() | {"host": "impostor"},
+        "queue_health": {"target_worker": TARGET, "waiting": 0},
     }
     return rows[table]
 
@@ -284,6 +315,9 @@ CHANGES: dict[str, dict[str, object]] = {
     "job_events": {"status": "completed"},
     "workers": {"state": "failed"},
     "negative_presets": {"negative_prompt": "x"},
+    "job_audit": {"status": "completed"},
+    "fleet": {"state": "failed"},
+    "queue_health": {"waiting": 0},
 }
 
 
@@ -354,7 +388,7 @@ def test_column_of_jobs(scene: World, column: str) -> None:
     """A client writes what it asks for, once, and later only that it asks no more."""
     for action, writable in (("insert", INSERTABLE), ("update", UPDATABLE)):
         seen = {}
-        for role in (Role.ANONYMOUS, Role.OWNER, Role.OTHER):
+        for role in (Role.ANONYMOUS, Role.OWNER, Role.OTHER, Role.OPERATOR):
 
             def attempt(w: World, actor: Actor, action: str = action) -> object:
                 table = actor.client.table("jobs")
@@ -368,7 +402,7 @@ def test_column_of_jobs(scene: World, column: str) -> None:
         assert seen == {
             Role.ANONYMOUS: Verdict.REFUSED,
             Role.OWNER: Verdict.YES if column in writable else Verdict.REFUSED,
-            Role.OTHER: of_others if column in writable else Verdict.REFUSED,
+            **dict.fromkeys((Role.OTHER, Role.OPERATOR), of_others if column in writable else Verdict.REFUSED),
         }
 
 
@@ -496,7 +530,7 @@ def test_topic(scene: World, name: str, role: Role) -> None:
     judge("Topics", name, role, scene.ask(role, partial(try_topic, name)))
 
 
-@pytest.mark.parametrize("role", [Role.ANONYMOUS, Role.OWNER, Role.OTHER])
+@pytest.mark.parametrize("role", [Role.ANONYMOUS, Role.OWNER, Role.OTHER, Role.OPERATOR])
 @pytest.mark.parametrize(
     "topic",
     [
@@ -658,7 +692,10 @@ def test_of_a_deleted_row_others_learn_its_key_and_no_more(scene: World) -> None
 # The catalogue: nothing is open that the tables above do not name
 
 GRANTS = {
-    *(f"authenticated: SELECT on public.{table}" for table in ("jobs", "job_images", "job_events")),
+    *(
+        f"authenticated: SELECT on public.{table}"
+        for table in ("jobs", "job_images", "job_events", "job_audit", "fleet", "queue_health")
+    ),
     *(f"authenticated: INSERT on public.jobs.{column}" for column in INSERTABLE),
     *(f"authenticated: UPDATE on public.jobs.{column}" for column in UPDATABLE),
     *(
@@ -666,7 +703,7 @@ GRANTS = {
         for table in ("jobs", "job_images", "workers")
         for action in ("SELECT", "INSERT", "UPDATE", "DELETE")
     ),
-    "service_role: SELECT on public.job_events",
+    *(f"service_role: SELECT on public.{table}" for table in ("job_events", "job_audit", "fleet", "queue_health")),
     *(f"service_role: {action} on public.negative_presets" for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.sweep" for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.reaping" for action in ("SELECT", "INSERT", "UPDATE")),
@@ -676,6 +713,12 @@ GRANTS = {
         if "." not in name and " " not in name
     ),
     "authenticated: EXECUTE on private.jobs_ahead()",  # by the function of that name in public
+    # by the views of those names; each asks for itself whether the caller is an operator
+    *(
+        f"{role}: EXECUTE on private.{name}()"
+        for name in ("fleet", "queue_health", "is_operator")
+        for role in ("authenticated", "service_role")
+    ),
     "authenticated: USAGE on private",
     "service_role: EXECUTE on private.backoff()",  # finish_job runs with its caller's rights
     *(f"{role}: USAGE on public" for role in ("anon", "authenticated", "service_role")),
@@ -764,12 +807,12 @@ def test_every_function_has_an_empty_search_path(scene: World) -> None:
     assert scene.db.execute(without).fetchall() == []
 
 
-def test_only_triggers_and_the_count_of_jobs_ahead_run_with_their_owners_rights(scene: World) -> None:
+def test_besides_triggers_only_what_counts_runs_with_its_owners_rights(scene: World) -> None:
     definers = """select nspname as schema, proname as name, prorettype = 'trigger'::regtype as is_trigger
                     from pg_proc join pg_namespace n on n.oid = pronamespace where prosecdef and nspname in ('public', 'private')"""
     rows = scene.db.execute(definers).fetchall()
     assert {row["schema"] for row in rows} == {"private"}
-    assert [row["name"] for row in rows if not row["is_trigger"]] == ["jobs_ahead"]
+    assert {row["name"] for row in rows if not row["is_trigger"]} == {"jobs_ahead", "fleet", "queue_health"}
 
 
 def test_every_bucket_is_private_and_bounded(scene: World) -> None:

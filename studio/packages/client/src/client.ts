@@ -4,10 +4,12 @@ import { cancelJob, getJob, listJobs, queuePosition, retryJob, submitSDXLJob } f
 import { imageUrls, uploadReference } from './storage.ts'
 import type { Supabase } from './types.ts'
 import { watchJob } from './watch.ts'
+import { watchJobs } from './watch-all.ts'
 
 interface Functions {
   submitSDXLJob: typeof submitSDXLJob
   watchJob: typeof watchJob
+  watchJobs: typeof watchJobs
   getJob: typeof getJob
   listJobs: typeof listJobs
   cancelJob: typeof cancelJob
@@ -28,6 +30,7 @@ export function createSDXLClient(supabase: Supabase): SDXLClient {
   const functions: Functions = {
     submitSDXLJob,
     watchJob,
+    watchJobs,
     getJob,
     listJobs,
     cancelJob,

@@ -39,6 +39,13 @@ export type Database = {
             foreignKeyName: 'job_events_job_id_fkey'
             columns: ['job_id']
             isOneToOne: false
+            referencedRelation: 'job_audit'
+            referencedColumns: ['job_id']
+          },
+          {
+            foreignKeyName: 'job_events_job_id_fkey'
+            columns: ['job_id']
+            isOneToOne: false
             referencedRelation: 'jobs'
             referencedColumns: ['id']
           },
@@ -92,6 +99,13 @@ export type Database = {
           width?: number
         }
         Relationships: [
+          {
+            foreignKeyName: 'job_images_job_id_fkey'
+            columns: ['job_id']
+            isOneToOne: false
+            referencedRelation: 'job_audit'
+            referencedColumns: ['job_id']
+          },
           {
             foreignKeyName: 'job_images_job_id_fkey'
             columns: ['job_id']
@@ -267,7 +281,10 @@ export type Database = {
           host: string
           id: string
           last_seen_at: string
+          max_jobs: number
           model: string | null
+          pod_id: string | null
+          report_seconds: number
           started_at: string
           state: string
           target_worker: string
@@ -282,7 +299,10 @@ export type Database = {
           host: string
           id: string
           last_seen_at?: string
+          max_jobs?: number
           model?: string | null
+          pod_id?: string | null
+          report_seconds?: number
           started_at?: string
           state: string
           target_worker: string
@@ -296,7 +316,10 @@ export type Database = {
           host?: string
           id?: string
           last_seen_at?: string
+          max_jobs?: number
           model?: string | null
+          pod_id?: string | null
+          report_seconds?: number
           started_at?: string
           state?: string
           target_worker?: string
@@ -307,7 +330,80 @@ export type Database = {
       }
     }
     Views: {
-      [_ in never]: never
+      fleet: {
+        Row: {
+          error: string | null
+          failed_at: string | null
+          gpu: string | null
+          host: string | null
+          id: string | null
+          is_live: boolean | null
+          last_seen_at: string | null
+          max_jobs: number | null
+          model: string | null
+          pod_id: string | null
+          report_seconds: number | null
+          running: number | null
+          seen_seconds_ago: number | null
+          started_at: string | null
+          state: string | null
+          target_worker: string | null
+          version: string | null
+          vram_mb: number | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      job_audit: {
+        Row: {
+          asked_at: string
+          attempts: number
+          batch_size: number
+          cancel_requested_at: string | null
+          claims: number
+          cost: number
+          crashes: number
+          ended_at: string | null
+          error_code: string | null
+          error_message: string | null
+          first_claimed_at: string | null
+          gpu_seconds: number | null
+          history: string | null
+          images: number | null
+          job_id: string
+          job_type: string
+          priority: number
+          run_seconds: number | null
+          status: string
+          target_worker: string
+          trace_id: string | null
+          user_id: string
+          wait_seconds: number | null
+          warnings: string[] | null
+          worker: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      queue_health: {
+        Row: {
+          cancelled_last_hour: number | null
+          completed_last_hour: number | null
+          delayed: number | null
+          failed_last_hour: number | null
+          failures_last_day: Json | null
+          live_workers: number | null
+          oldest_waiting_seconds: number | null
+          run_seconds_p50: number | null
+          running: number | null
+          target_worker: string | null
+          wait_seconds_p50: number | null
+          wait_seconds_p95: number | null
+          waiting: number | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
     }
     Functions: {
       claim_jobs: {

@@ -18,3 +18,4 @@ export {
 } from './types.ts'
 export { type SDXLFaults, validateSDXLParams } from './validate.ts'
 export { type SDXLEvent, watchJob } from './watch.ts'
+export { type SDXLListEvent, watchJobs } from './watch-all.ts'

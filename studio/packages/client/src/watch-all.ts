@@ -1,0 +1,49 @@
+// All jobs of the signed-in user at once: for a page that shows a list, and wants to know of what another page asked for, too.
+
+import { asJob, userIdOf } from './jobs.ts'
+import { listen } from './realtime.ts'
+import type { SDXLImage, SDXLJob, Supabase } from './types.ts'
+
+export type SDXLListEvent =
+  /** A job was asked for, or changed. */
+  | { type: 'state'; job: SDXLJob }
+  /** Realtime was joined, for the first time or again: list the jobs now, since changes may have been missed. */
+  | { type: 'joined' }
+  /** Realtime is away, and by itself it comes back: until then nothing is heard. */
+  | { type: 'lost' }
+
+/**
+ * Every change of any job of the user, until `break` or the signal ends it; after an abort it throws the signal's reason. What was
+ * missed while Realtime was away is not sent again: read the list when it says `joined`, and follow with `watchJob` what must not be missed.
+ */
+export async function* watchJobs(
+  supabase: Supabase,
+  { signal }: { signal?: AbortSignal | undefined } = {},
+): AsyncGenerator<SDXLListEvent, void, void> {
+  const events: SDXLListEvent[] = []
+  let wake = (): void => {}
+  const put = (event: SDXLListEvent): void => {
+    events.push(event)
+    wake()
+  }
+  const leave = listen(supabase, `user:${await userIdOf(supabase)}`, {
+    onMessage: (_, payload) => {
+      const { record, images } = (payload ?? {}) as { record?: object; images?: SDXLImage[] | null }
+      if (record) put({ type: 'state', job: asJob(record, images) })
+    },
+    onJoined: (joined) => put({ type: joined ? 'joined' : 'lost' }),
+  })
+  const onAbort = (): void => wake()
+  signal?.addEventListener('abort', onAbort)
+  try {
+    for (;;) {
+      signal?.throwIfAborted()
+      const event = events.shift()
+      if (event) yield event
+      else await new Promise<void>((resolve) => (wake = resolve))
+    }
+  } finally {
+    signal?.removeEventListener('abort', onAbort)
+    leave()
+  }
+}

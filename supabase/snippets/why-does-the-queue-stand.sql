@@ -1,0 +1,23 @@
+-- Why does the queue stand? One line for each target, with the likeliest reason.
+with waiting as (
+  select target_worker, count(*) filter (where status = 'queued' and run_at <= now()) as waiting,
+         count(*) filter (where status = 'queued' and run_at > now()) as put_off,
+         count(*) filter (where status = 'processing') as running,
+         count(*) filter (where status = 'processing' and lease_expires_at < now()) as lost,
+         min(created_at) filter (where status = 'queued') as oldest
+    from public.jobs where status in ('queued', 'processing') group by target_worker),
+live as (
+  select target_worker, count(*) filter (where state = 'ready') as ready, count(*) filter (where state = 'starting') as starting,
+         count(*) as workers
+    from public.fleet where is_live group by target_worker)
+select w.target_worker, w.waiting, w.put_off, w.running, coalesce(l.ready, 0) as ready_workers, now() - w.oldest as oldest_has_waited,
+       case when w.waiting = 0 and w.put_off > 0 then 'All that wait are put off after a failed attempt; see failures-today-by-code.'
+            when w.waiting = 0 then 'Nothing waits.'
+            when l.workers is null then 'No worker of this target lives; see dead-workers.'
+            when l.ready = 0 and l.starting > 0 then 'A worker is loading its model.'
+            when l.ready = 0 then 'Every worker is draining.'
+            when w.lost > 0 then 'A worker stopped answering; its jobs come back with the next claim.'
+            when w.running >= l.ready then 'Every worker is busy: more GPUs would help.'
+            else 'Ready workers do not claim: run `worker.py doctor` there, and read their log for claim_failed.' end as why
+  from waiting w left join live l using (target_worker)
+ order by w.waiting desc, w.target_worker;
