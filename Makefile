@@ -37,11 +37,12 @@ check: setup  ## Formatting, lints (the database's too), types, import direction
 	$(BIN)/python -m tools.audit
 
 .PHONY: bench
-bench: setup  ## Benchmarks; each writes benchmarks/results/<name>.json
+bench: setup $(STUDIO)/dist/index.html  ## Benchmarks; each writes benchmarks/results/<name>.json
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.wakeup
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.bundled_model
+	$(BIN)/python -m benchmarks.studio
 
 .PHONY: report
 report: setup  ## Write the tables in the docs from benchmarks/results
@@ -50,6 +51,33 @@ report: setup  ## Write the tables in the docs from benchmarks/results
 .PHONY: plot
 plot: .local/bench/.installed  ## Draw docs/performance/time-against-floor.svg from benchmarks/results
 	.local/bench/bin/python -m benchmarks.plot
+
+.PHONY: dashboard
+dashboard: setup .local/bench/.installed  ## Have Prometheus watch a worker for 4 minutes; draw docs/observability (needs `apt-get install prometheus`)
+	$(BIN)/python -m tools.observed
+	.local/bench/bin/python -m tools.draw_observed
+
+.local/bench/.installed: requirements-bench.txt
+	$(PYTHON) -m venv .local/bench
+	.local/bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+.PHONY: chaos
+chaos: setup  ## Kill, stall, restart and drop at random: each job must end once (JOBS=1500 SEED=n WORKERS=n WRITE=1)
+	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \
+		$(if $(WRITE),--write-results)
+
+.PHONY: soak
+soak: setup  ## Ten minutes at full rate: nothing of a worker may grow (MINUTES=n WRITE=1)
+	$(BIN)/python -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WRITE),--write-results)
+
+.PHONY: security-page
+security-page: setup  ## Write docs/security.md from the role matrix
+	WRITE_SECURITY_PAGE=1 $(BIN)/python -m pytest tests/integration/test_role_matrix.py
+
+.PHONY: metrics-table
+metrics-table: setup  ## Write the list of figures in docs/observability.md from ourvidz_sdxl/metrics.py
+	WRITE_METRICS_TABLE=1 $(BIN)/python -m pytest tests/unit/test_metrics.py
 
 .PHONY: screenshots
 screenshots: setup $(STUDIO)/dist/index.html  ## Take the pictures in docs/studio/ anew

@@ -1,4 +1,4 @@
-"""Entry point: python worker.py [run | doctor | demo]."""
+"""Entry point: python worker.py [run | doctor | top | demo]."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""run | doctor | demo. Imports what a command needs only when it runs, so that `--help` and a wrong setting answer at once."""
+"""run | doctor | top | demo. Imports what a command needs only when it runs: `--help` and a wrong setting are answered at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="claim and paint jobs until SIGTERM, with a process for each GPU (the default)")
     run.add_argument("--unsupervised", action="store_true", help="one process alone, which nobody starts again")
     run.set_defaults(command=_run)
-    commands.add_parser("doctor", help="check the settings, Supabase and the model").set_defaults(command=_doctor)
+    doctor = commands.add_parser("doctor", help="check the settings, Supabase, the model and this machine")
+    doctor.add_argument("--json", action="store_true", help="one JSON object in place of lines")
+    doctor.set_defaults(command=_doctor)
+    top = commands.add_parser("top", help="the queue and the fleet, live in the terminal")
+    top.add_argument("--once", action="store_true", help="print it once and end")
+    top.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="how often to look (default 2)")
+    top.set_defaults(command=_top)
 
     demo = commands.add_parser("demo", help="embedded Supabase + this worker + a first job")
     demo.add_argument("--once", action="store_true", help="end after the job instead of staying up")
@@ -70,12 +76,20 @@ def _run(arguments: argparse.Namespace) -> int:
     return run_worker(settings, lambda: load_engine(settings.model_path, settings.engine, few_step_lora=lora, options=options))
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     from ourvidz_sdxl.doctor import examine
 
-    settings = _settings()
+    load_dotenv()
     set_up_logging(level="error")  # the checks themselves say what is wrong
-    return examine(settings)
+    return examine(os.environ, as_json=options.json)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from ourvidz_sdxl.top import top
+
+    settings = _settings()
+    set_up_logging(level="error")
+    return top(settings, once=options.once, every_seconds=options.every)
 
 
 def _demo(options: argparse.Namespace) -> int:

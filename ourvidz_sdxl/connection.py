@@ -9,8 +9,10 @@ import httpx
 from postgrest.exceptions import APIError
 from storage3.exceptions import StorageApiError
 from supabase import Client, ClientOptions, create_client
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from ourvidz_sdxl import tracing
+from ourvidz_sdxl.metrics import FAILURES, RETRIES
 from ourvidz_sdxl.settings import Settings
 
 T = TypeVar("T")
@@ -41,12 +43,26 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def patiently(call: Callable[[], T], *, seconds: float) -> T:
-    """Makes an idempotent call until it succeeds, fails for good, or `seconds` are over; then raises its last error."""
+def patiently(call: Callable[[], T], *, seconds: float, name: str) -> T:
+    """Makes an idempotent call until it succeeds, fails for good, or `seconds` are over; then raises its last error.
+
+    Under `name` it is counted how often that took more than one attempt, and how often it failed.
+    """
+
+    def again(state: RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        RETRIES.labels(name).inc()
+        tracing.event("retry", call=name, error=type(error).__name__)
+
     retrying = Retrying(
         retry=retry_if_exception(is_passing),
         wait=wait_random_exponential(multiplier=0.25, max=5),
         stop=stop_after_delay(seconds),
+        before_sleep=again,
         reraise=True,
     )
-    return retrying(call)
+    try:
+        return retrying(call)
+    except Exception as error:
+        FAILURES.labels(name, "unavailable" if is_passing(error) else "refused").inc()
+        raise

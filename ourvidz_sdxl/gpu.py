@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
 from ourvidz_sdxl.errors import GpuUnusable, Released
+from ourvidz_sdxl.metrics import GPU_BUSY, Stage
 from ourvidz_sdxl.queue import Lease
+from ourvidz_sdxl.stages import stage
 
 LOOK_SECONDS = 0.1  # how long a job that waits for its turn may overlook that it was cancelled
 
@@ -26,14 +29,17 @@ class Gpu:
         self.usable = True
         self.painting: UUID | None = None
         self.steps = 0
+        self._counted_at = 0.0
 
     @contextmanager
     def turn(self, lease: Lease) -> Iterator[None]:
         """Waits for the GPU and holds it; `lease.painted` afterwards. Raises what `lease.check` raises, and Released once the GPU
         is unusable.
         """
-        while not self._free.acquire(timeout=LOOK_SECONDS):
-            lease.check()
+        with stage(Stage.GPU_WAIT):
+            while not self._free.acquire(timeout=LOOK_SECONDS):
+                lease.check()
+        self._counted_at = time.monotonic()
         try:
             if not self.usable:
                 raise Released("the GPU is unusable")
@@ -67,3 +73,6 @@ class Gpu:
 
     def step(self) -> None:
         self.steps += 1
+        now = time.monotonic()
+        GPU_BUSY.inc(now - self._counted_at)
+        self._counted_at = now

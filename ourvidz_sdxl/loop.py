@@ -16,6 +16,7 @@ from uuid import UUID
 
 import structlog
 
+from ourvidz_sdxl import __version__, tracing
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer
@@ -30,6 +31,7 @@ from ourvidz_sdxl.errors import (
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.lifeline import Lifeline, Sign, pipe_from_environment
+from ourvidz_sdxl.metrics import IMAGES, INFO, JOBS, LANES, READY, REALTIME_CONNECTED, Wake
 from ourvidz_sdxl.process import Tools, process
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
@@ -73,6 +75,8 @@ class Worker:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._warm = False
+        self._beat_at = self._busy_at = time.monotonic()
+        self._show()
 
     def run(self) -> ExitCode:
         with self._progress, self._wakeup, self._lifeline:
@@ -80,6 +84,7 @@ class Worker:
             threading.Thread(target=self._keep_house, name="house", daemon=True).start()
             log.info("worker_ready", worker_id=self._settings.worker_id, target_worker=self._settings.target_worker, **self._facts)
             while not self._stopping.is_set():
+                self._beat_at = time.monotonic()
                 at_the_latest = self._claim_what_fits()
                 if not self._warmed_up():
                     continue
@@ -87,12 +92,51 @@ class Worker:
             self._drain()
         if not self._gpu.usable:
             return ExitCode.BROKEN
+        deadline = time.monotonic() + LAST_WORD_SECONDS
+        spans = tracing.send_the_rest()
         report(self._queue, "stopped", self._facts, patience_seconds=LAST_WORD_SECONDS)
+        spans.join(max(0.0, deadline - time.monotonic()))
         return ExitCode.DRAINED
 
     def stop(self) -> None:
         self._stopping.set()
-        self._wakeup.wake()
+        self._wakeup.wake(Wake.STOP)
+
+    def why_stuck(self) -> list[str]:
+        """For /health: the loop comes round with the timer at the latest, after a claim or a warming up that took its time."""
+        timer = max(self._settings.poll_interval_seconds, self._settings.poll_interval_connected_seconds)
+        still = time.monotonic() - self._beat_at
+        patience = timer + self._settings.step_timeout_seconds
+        return [f"the loop has stood still for {still:.0f} s"] if still > patience else []
+
+    def why_not_ready(self) -> list[str]:
+        """For /ready. Supabase is asked with every heartbeat at least; two without an answer are no accident."""
+        silent = self._queue.silent_seconds
+        reasons = {
+            "this worker is draining": self._stopping.is_set(),
+            "the GPU is unusable": not self._gpu.usable,
+            f"Supabase has not answered for {silent:.0f} s": silent > 2 * self._settings.heartbeat_seconds,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def _show(self) -> None:
+        """What the figures say of this moment is looked up when somebody asks."""
+        lanes = {
+            "prepare": lambda: sum(not lease.painted for lease in self._held()) - (self._gpu.painting is not None),
+            "paint": lambda: int(self._gpu.painting is not None),
+            "deliver": lambda: sum(lease.painted for lease in self._held()),
+        }
+        for lane, jobs in lanes.items():
+            LANES.labels(lane).set_function(jobs)
+        REALTIME_CONNECTED.set_function(lambda: self._wakeup.connected)
+        READY.set_function(lambda: not self.why_not_ready())
+        engine, settings = self._tools.engine, self._settings
+        for job_type in settings.job_types:  # what did not happen yet is 0 and not absent
+            JOBS.labels(job_type, Outcome.COMPLETED, "")
+            IMAGES.labels(job_type)
+        INFO.labels(settings.worker_id, __version__, settings.target_worker, engine.model, engine.model_hash, engine.gpu or "").set(
+            1
+        )
 
     def _claim_what_fits(self) -> float | None:
         """Claims until the lanes are full or the queue is empty; returns when to ask again at the latest, in seconds."""
@@ -134,7 +178,7 @@ class Worker:
     def _on_turn(self, job_id: UUID | None) -> None:
         self._lifeline.tell()
         if job_id is None:
-            self._wakeup.wake()  # one job less before the GPU
+            self._wakeup.wake(Wake.LANE)  # one job less before the GPU
 
     def _do(self, claimed: Claimed) -> None:
         try:
@@ -144,14 +188,20 @@ class Worker:
                 self.stop()
             with self._lock:
                 self._leases.pop(claimed.lease.job_id, None)
+                self._busy_at = time.monotonic()
             self._lifeline.tell()
-            self._wakeup.wake()
+            self._wakeup.wake(Wake.LANE)
 
     def _on_cancel(self, job_id: UUID) -> None:
         with self._lock:
             lease = self._leases.get(job_id)
         if lease:
             lease.end(JobCancelled)
+
+    def _idle_seconds(self) -> float:
+        """How long nothing has been held here."""
+        with self._lock:
+            return 0.0 if self._leases else time.monotonic() - self._busy_at
 
     def _held(self) -> list[Lease]:
         with self._lock:
@@ -169,7 +219,7 @@ class Worker:
     def _keep_house(self) -> None:
         """Says that this worker lives, and removes what no job will publish."""
         while True:
-            report(self._queue, "draining" if self._stopping.is_set() else "ready", self._facts)
+            report(self._queue, "draining" if self._stopping.is_set() else "ready", self._facts | {"idle_seconds": self._idle_seconds()})
             try:
                 for bucket, paths in self._queue.sweep_orphans().items():
                     self._storage.remove(bucket, paths)
@@ -198,6 +248,7 @@ class Worker:
     def _wait_until_idle(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while self._held():
+            self._beat_at = time.monotonic()
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False

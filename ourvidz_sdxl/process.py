@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import structlog
 from PIL import Image
 
-from ourvidz_sdxl import __version__
+from ourvidz_sdxl import __version__, tracing
 from ourvidz_sdxl.encode import describe, encode, thumbnail
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import EnhancementFailed, Enhancer
@@ -36,6 +37,7 @@ from ourvidz_sdxl.fetch import fetch_reference
 from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.heartbeat import heartbeat
 from ourvidz_sdxl.job import Job
+from ourvidz_sdxl.metrics import GENERATION_TIME, IMAGES, JOBS, QUALITY_EVENTS, VRAM_RESERVED, VRAM_USAGE, WARNINGS, Stage
 from ourvidz_sdxl.plan import FewStep, Plan, make_plan
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
@@ -43,11 +45,13 @@ from ourvidz_sdxl.reference import decode_reference, fit_reference
 from ourvidz_sdxl.safety import NEGATIVE, ImageCheck, check_images, check_text
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.similarity import similarity
+from ourvidz_sdxl.stages import Denoising, stage
 from ourvidz_sdxl.storage import Storage, bucket_of, path_of
 from ourvidz_sdxl.telemetry import withhold, withholding
 
 log = structlog.get_logger()
 
+LOST = "lost"  # what the figures call the end of an attempt whose job is not this worker's any more
 MAX_UPLOADS = 6  # of one job at a time: all images of the largest batch, since each upload mostly waits
 
 
@@ -78,20 +82,26 @@ class Prepared:
 
 def process(claimed: Claimed, tools: Tools) -> None:
     """Does the job and ends it in the database, whatever happens. `tools.gpu.usable` says whether there can be another."""
-    lease = claimed.lease
+    lease, job_type = claimed.lease, claimed.row.get("job_type")
     words = (claimed.row.get(name) for name in ("prompt", "negative_prompt", "reference_image_url"))
     facts = {"job_id": str(lease.job_id), "attempt": claimed.row.get("attempts")}
     with structlog.contextvars.bound_contextvars(**facts), withholding(*words):
         log.info("job_claimed", worker_id=tools.settings.worker_id)
         started = time.monotonic()
-        with heartbeat(lease, tools.queue, every_seconds=tools.settings.heartbeat_seconds):
+        with (
+            heartbeat(lease, tools.queue, every_seconds=tools.settings.heartbeat_seconds),
+            tracing.attempt(claimed.row, claim_seconds=claimed.claim_seconds, worker_id=tools.settings.worker_id) as traced,
+        ):
             try:
                 job = Job.from_row(claimed.row)
-                prepared = prepare(job, tools)
+                with stage(Stage.PREPARE):
+                    prepared = prepare(job, tools)
                 painting, metrics = paint(job, prepared, lease, tools)
                 check_images(tools.image_check, painting)
                 images = deliver(job, prepared, painting, lease, tools)
                 metrics["quality_events"] = monitor_generation_quality(metrics, images, tools.settings)
+                if trace_id := tracing.trace_id():
+                    metrics["trace_id"] = trace_id
                 finished = finish(
                     tools.queue,
                     lease,
@@ -102,10 +112,16 @@ def process(claimed: Claimed, tools: Tools) -> None:
                     enhanced_prompt=prepared.enhanced_prompt,
                 )
             except Exception as error:  # noqa: BLE001  each ends the job by its type, and those that nobody foresaw as another attempt
-                end_failed(lease, error, tools.queue)
+                outcome, error_code = end_failed(lease, error, tools.queue)
             else:
+                outcome, error_code = (Outcome.COMPLETED, "") if finished else (LOST, "")
                 if finished:
                     log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
+                    IMAGES.labels(job_type).inc(len(images))
+                    for warning in prepared.warnings:
+                        WARNINGS.labels(warning["code"]).inc()
+            JOBS.labels(job_type, outcome, error_code).inc()
+            traced.ended(outcome, error_code)
 
 
 def prepare(job: Job, tools: Tools) -> Prepared:
@@ -171,14 +187,16 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
     shown = tools.settings.previews and tools.image_check is None  # what the check would refuse must not be seen beforehand
 
     def on_step(done: int, total: int) -> None:
+        denoising.step()
         tools.gpu.step()
         lease.check()
         lease.progress = 100 * done // (total + 1)  # the last share is delivery
         index = done % plan.batch_size  # each of the images in its turn
         tools.progress.step(job.id, done, total, lambda: (index, tools.engine.preview(index)) if shown else None)
 
-    with tools.gpu.turn(lease):
+    with tools.gpu.turn(lease), stage(Stage.PAINT):
         started = time.monotonic()
+        denoising = Denoising()
         try:
             painting = tools.engine.paint(plan, prepared.reference, on_step)
         except OutOfMemory as error:
@@ -187,10 +205,15 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
         if painting is None:  # outside of the except block, whose traceback holds the failed painting's tensors
             if tools.enhancer:
                 tools.enhancer.unload()  # a language model in this process is the first to make room
+            denoising = Denoising()
             painting = tools.engine.paint(plan, prepared.reference, on_step, frugal=True)
             prepared.warnings.append({"code": "low_memory", "message": "Painted in small pieces, since the GPU ran out of memory."})
         generation_time = time.monotonic() - started
-        vram_usage = tools.engine.peak_vram_mb()
+        denoising.decoded()
+        vram_usage, vram_reserved = tools.engine.peak_vram_mb(), tools.engine.reserved_vram_mb()
+    GENERATION_TIME.labels(job.job_type, job.batch_size, plan.mode).observe(generation_time)
+    VRAM_USAGE.set((vram_usage or 0) << 20)
+    VRAM_RESERVED.set((vram_reserved or 0) << 20)
     return painting, {
         "worker": tools.settings.worker_id,
         "job_type": job.job_type,
@@ -214,12 +237,14 @@ def deliver(job: Job, prepared: Prepared, painting: Sequence[Image.Image], lease
     def deliver_one(index: int) -> dict[str, Any]:
         image = painting[index]
         words = describe(plan, index, model=engine.model, model_hash=engine.model_hash, version=__version__)
-        picture = encode(image, job.output_format, None if job.metadata.private_metadata else words)
-        small = thumbnail(image)
+        with stage(Stage.ENCODE, index=index):
+            picture = encode(image, job.output_format, None if job.metadata.private_metadata else words)
+            small = thumbnail(image)
         path, thumbnail_path = path_of(job, index, picture), path_of(job, index, small)
-        for target, file in ((thumbnail_path, small), (path, picture)):
-            lease.check()
-            tools.storage.upload(bucket, target, file)
+        with stage(Stage.UPLOAD, index=index, bytes=len(picture.content) + len(small.content)):
+            for target, file in ((thumbnail_path, small), (path, picture)):
+                lease.check()
+                tools.storage.upload(bucket, target, file)
         return {
             "index": index,
             "bucket": bucket,
@@ -235,8 +260,10 @@ def deliver(job: Job, prepared: Prepared, painting: Sequence[Image.Image], lease
         }
 
     bucket, engine, plan, reference = bucket_of(job), tools.engine, prepared.plan, prepared.reference
-    with ThreadPoolExecutor(MAX_UPLOADS, thread_name_prefix="upload") as pool:
-        return list(pool.map(deliver_one, range(len(painting))))
+    with tracing.span("deliver"), ThreadPoolExecutor(MAX_UPLOADS, thread_name_prefix="upload") as pool:
+        # what belongs to this thread's job goes along: its span, the keys of its log lines, and the words that they withhold
+        deliveries = [pool.submit(copy_context().run, deliver_one, index) for index in range(len(painting))]
+        return [delivery.result() for delivery in deliveries]
 
 
 def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, Any]], settings: Settings) -> list[str]:
@@ -248,28 +275,36 @@ def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, A
     if scores and min(scores) < settings.low_similarity:
         events.append("low_i2i_similarity")
     for event in events:
+        QUALITY_EVENTS.labels(event).inc()
         log.warning(event, generation_time=metrics["generation_time"], i2i_mode=metrics["i2i_mode"])
     return events
 
 
-def end_failed(lease: Lease, error: Exception, queue: Queue) -> None:
-    """Writes the end that `error` calls for. A lost job is not ours to end, and its row is left alone."""
+def end_failed(lease: Lease, error: Exception, queue: Queue) -> tuple[str, str]:
+    """Writes the end that `error` calls for; returns its outcome and error code. A lost job is not ours to end, and its row is left
+    alone.
+    """
     if isinstance(error, LeaseLost):
         log.warning("job_lost", reason=str(error))
-    elif isinstance(error, JobCancelled):
+        return LOST, ""
+    if isinstance(error, JobCancelled):
         finish(queue, lease, Outcome.CANCELLED)
         log.info("job_cancelled")
-    elif isinstance(error, Released):
+        return Outcome.CANCELLED, ""
+    if isinstance(error, Released):
         finish(queue, lease, Outcome.RELEASED)
         log.info("job_released", reason=str(error))
-    elif isinstance(error, GpuUnusable):
+        return Outcome.RELEASED, ""
+    if isinstance(error, GpuUnusable):
         finish(queue, lease, Outcome.CRASHED, error={"code": error.code, "message": error.user_message})
         log.error("gpu_unusable", reason=str(error))
-    else:
-        known = error if isinstance(error, WorkerError) else WorkerError()
-        outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
-        finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})
-        log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
+        return Outcome.CRASHED, error.code
+    known = error if isinstance(error, WorkerError) else WorkerError()
+    outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
+    finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})
+    log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
+    QUALITY_EVENTS.labels("generation_error").inc()
+    return outcome, known.code
 
 
 def finish(queue: Queue, lease: Lease, outcome: Outcome, **details: Any) -> bool:
@@ -278,7 +313,8 @@ def finish(queue: Queue, lease: Lease, outcome: Outcome, **details: Any) -> bool
     Raises SupabaseRefused where the database does not accept the images of a completed job.
     """
     try:
-        verdict = queue.finish(lease, outcome, **details)
+        with stage(Stage.FINISH):
+            verdict = queue.finish(lease, outcome, **details)
     except (SupabaseUnavailable, SupabaseRefused) as error:
         log.error("finish_not_delivered", outcome=outcome, reason=str(error))
         if outcome is Outcome.COMPLETED and isinstance(error, SupabaseRefused):

@@ -18,9 +18,10 @@ import httpx
 from postgrest.exceptions import APIError
 from supabase import Client
 
-from ourvidz_sdxl import __version__
+from ourvidz_sdxl import __version__, tracing
 from ourvidz_sdxl.connection import is_passing, patiently
 from ourvidz_sdxl.errors import JobCancelled, LeaseLost, Released, SupabaseRefused, SupabaseUnavailable
+from ourvidz_sdxl.metrics import QUEUE_WAIT, STAGE, Stage
 from ourvidz_sdxl.settings import Settings
 
 MIN_PATIENCE_SECONDS = 5.0  # for a last word even when the lease is about to end; a late one is refused as `lost`
@@ -65,6 +66,7 @@ class Lease:
 class Claimed:
     row: dict[str, Any] = field(repr=False)
     lease: Lease
+    claim_seconds: float = 0.0
 
 
 class Queue:
@@ -77,9 +79,15 @@ class Queue:
         self._client = client
         self._settings = settings
         self._clock = clock
+        self._answered_at = clock()
         self._unanswered: tuple[UUID, float] | None = (
             None  # token and time of a claim that may have been made, though no answer came
         )
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago a call was answered for the last time, or this object made."""
+        return self._clock() - self._answered_at
 
     def claim(self) -> tuple[Claimed | None, float | None]:
         """One job, or None with the seconds until it is worth asking again (None: nothing is known to be coming).
@@ -107,7 +115,10 @@ class Queue:
         if answer["jobs"]:
             row = answer["jobs"][0]
             lease = Lease(UUID(row["id"]), token, self._ends(asked_at), self._clock)
-            return Claimed(row=row, lease=lease), None
+            claim_seconds = self._clock() - asked_at
+            STAGE.labels(Stage.CLAIM).observe(claim_seconds)
+            QUEUE_WAIT.labels(row["job_type"]).observe(tracing.waited_seconds(row)[1])
+            return Claimed(row=row, lease=lease, claim_seconds=claim_seconds), None
         if answer["more"]:
             return None, 0.05  # somebody holds the row's lock and may roll back
         return None, None if answer["next_run_in_ms"] is None else answer["next_run_in_ms"] / 1000
@@ -167,7 +178,15 @@ class Queue:
     def report_worker(
         self, state: str, facts: dict[str, Any], *, worker_id: str | None = None, patience_seconds: float | None = None
     ) -> None:
-        here = {"target_worker": self._settings.target_worker, "host": platform.node(), "version": __version__}
+        settings = self._settings
+        here = {
+            "target_worker": settings.target_worker,
+            "host": platform.node(),
+            "version": __version__,
+            "report_seconds": settings.heartbeat_seconds,
+            "max_jobs": settings.max_concurrent_jobs,
+            "pod_id": settings.runpod_pod_id,
+        }
         arguments = {"p_worker": worker_id or self._settings.worker_id, "p_state": state, "p_facts": here | facts}
         self._rpc("report_worker", arguments, patience_seconds=patience_seconds)
 
@@ -185,7 +204,9 @@ class Queue:
     def _rpc(self, function: str, arguments: dict[str, Any], *, patience_seconds: float | None = None) -> Any:
         seconds = self._settings.lease_seconds / 2 if patience_seconds is None else patience_seconds
         try:
-            return patiently(lambda: self._client.rpc(function, arguments).execute().data, seconds=seconds)
+            data = patiently(lambda: self._client.rpc(function, arguments).execute().data, seconds=seconds, name=function)
+            self._answered_at = self._clock()
+            return data
         except (APIError, httpx.TransportError) as error:
             kind = SupabaseUnavailable if is_passing(error) else SupabaseRefused
             reason = f"{function}: {type(error).__name__}: {_reason(error)}"

@@ -37,9 +37,11 @@ class Settings(BaseModel):
 
     worker_id: Annotated[str, Field(default_factory=_worker_id, min_length=1, max_length=200)]
     target_worker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sdxl"
+    runpod_pod_id: Annotated[str, Field(max_length=200)] | None = None
     job_types: tuple[JobType, ...] = (JobType.FAST, JobType.HIGH)
 
     model_path: Path = LUSTIFY
+    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     engine: Literal["auto", "fast", "reference"] = "auto"
     memory_limit_gb: Annotated[float, Field(ge=1)] = 10
     keep_weights: bool = True
@@ -71,6 +73,10 @@ class Settings(BaseModel):
 
     slow_generation_seconds: Annotated[float, Field(gt=0)] = 10
     low_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+    http_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # 0: any free one, which the log names
+    otel_exporter_otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
 
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -12,12 +12,14 @@ from collections.abc import Callable
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
+from ourvidz_sdxl import __version__, metrics, tracing
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid, WorkerError
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.loop import Worker, report
+from ourvidz_sdxl.probes import Answers, listen, serve
 from ourvidz_sdxl.queue import Queue
 from ourvidz_sdxl.safety import load_image_check
 from ourvidz_sdxl.settings import Settings
@@ -75,7 +77,18 @@ def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
     # before the slow load, so that what is set wrong is told at once
     enhancer = make_enhancer(settings)
     image_check = load_image_check(settings.image_check) if settings.image_check else None
+    if settings.otel_exporter_otlp_endpoint:
+        tracing.set_up_tracing({"service.version": __version__, "service.instance.id": settings.worker_id})
+    worker: Worker | None = None
+    answers = Answers(
+        health=lambda: (worker.why_stuck() if worker else [], {}),
+        ready=lambda: (worker.why_not_ready() if worker else ["the model is being loaded"], {}),
+        metrics=metrics.render,
+    )
+    listener = listen(settings)
     try:
+        if listener:
+            serve(listener, answers)
         worker = Worker(settings, load_model(settings, load), enhancer, image_check)
         stop = worker.stop
         return worker.run()

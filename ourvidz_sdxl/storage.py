@@ -36,7 +36,7 @@ class Storage:
         options: FileOptions = {"content-type": file.mime_type, "upsert": "true", "cache-control": "31536000"}
         bucket_api = self._client.storage.from_(bucket)
         try:
-            patiently(lambda: bucket_api.upload(path, file.content, options), seconds=self._patience_seconds)
+            patiently(lambda: bucket_api.upload(path, file.content, options), seconds=self._patience_seconds, name="upload")
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 
@@ -44,7 +44,7 @@ class Storage:
         """Paths that are not there do not matter. Raises UploadFailed as `upload` does."""
         bucket_api = self._client.storage.from_(bucket)
         try:
-            patiently(lambda: bucket_api.remove(paths), seconds=self._patience_seconds)
+            patiently(lambda: bucket_api.remove(paths), seconds=self._patience_seconds, name="remove")
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 
@@ -58,7 +58,7 @@ class Storage:
             raise ReferenceInvalid(user_message="The reference image is not in your own folder.")
         bucket_api = self._client.storage.from_(bucket)
         try:
-            return patiently(lambda: bucket_api.download(rest), seconds=self._patience_seconds)
+            return patiently(lambda: bucket_api.download(rest), seconds=self._patience_seconds, name="download")
         except StorageApiError as error:
             if str(error.status) in {"400", "404"}:
                 raise ReferenceInvalid(user_message="The reference image does not exist.") from None

@@ -21,8 +21,11 @@ import structlog
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.errors import Released, SupabaseRefused, SupabaseUnavailable, WorkerDied
 from ourvidz_sdxl.exit_code import ExitCode
+from ourvidz_sdxl.host_probes import HostProbes, Place
 from ourvidz_sdxl.lifeline import PIPE_VARIABLE, Sign
+from ourvidz_sdxl.probes import SOCKET_VARIABLE, listen, serve
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
+from ourvidz_sdxl.queue_figures import QueueFigures
 from ourvidz_sdxl.settings import Settings
 
 SILENCE_SECONDS = 60.0  # without any sign of life: stopped, or stuck where no thread of it can run
@@ -36,8 +39,9 @@ log = structlog.get_logger()
 class Child:
     """One worker process and what it last said."""
 
-    def __init__(self, gpu: str | None, worker_id: str) -> None:
+    def __init__(self, gpu: str | None, worker_id: str, place: Place | None = None) -> None:
         self.gpu = gpu
+        self.place = place  # where it answers probes, if it does
         self.worker_id = worker_id
         self.process: subprocess.Popen[bytes] | None = None
         self.stillborn = 0
@@ -50,8 +54,13 @@ class Child:
         environ = {**environ, PIPE_VARIABLE: str(writing), "WORKER_ID": self.worker_id}
         if self.gpu is not None:
             environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        inherited = [writing]
+        if self.place:
+            inherited.append(self.place.listener.fileno())
+            environ[SOCKET_VARIABLE] = str(inherited[-1])
+            self.place.alive = True
         # a process group of its own: Ctrl-C comes to the supervisor alone, which passes it on
-        self.process = subprocess.Popen(command, env=environ, pass_fds=[writing], process_group=0)  # noqa: S603  our own program
+        self.process = subprocess.Popen(command, env=environ, pass_fds=inherited, process_group=0)  # noqa: S603  our own program
         os.close(writing)
         os.set_blocking(reading, False)
         self._begin(pipe=reading)
@@ -63,6 +72,7 @@ class Child:
         self.buffer = b""
         self.sign = Sign()
         self.ready = False
+        self.killed_for: str | None = None
         self.heard_at = self.stepped_at = time.monotonic()
 
     def hear(self) -> bool:
@@ -98,7 +108,10 @@ class Supervisor:
         self._environ = environ
         several = len(gpus) > 1
         names = [f"{settings.worker_id}-gpu{i}" if several else settings.worker_id for i in range(max(1, len(gpus)))]
-        self._children = [Child(gpus[i] if gpus else None, name) for i, name in enumerate(names)]
+        self._listener = listen(settings)
+        places = [Place(gpu=str(i)) if self._listener else None for i in range(len(names))]
+        self._children = [Child(gpus[i] if gpus else None, name, places[i]) for i, name in enumerate(names)]
+        self._probes = HostProbes([place for place in places if place], QueueFigures(settings))
         self._selector = selectors.DefaultSelector()
         self._exit_code = ExitCode.DRAINED
         self._stop_by: float | None = None
@@ -113,8 +126,17 @@ class Supervisor:
         for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(caught, lambda _number, _frame: None)
         self._selector.register(arrivals, selectors.EVENT_READ)
+        if self._listener:
+            serve(self._listener, self._probes.answers)
+        self._watch(arrivals)
+        for farewell in self._farewells:
+            farewell.join(self._settings.shutdown_grace_seconds)
+        return self._exit_code
+
+    def _watch(self, arrivals: socket.socket) -> None:
         while True:
             now = time.monotonic()
+            self._probes.beat()
             for child in self._children:
                 if child.process is None and self._stop_by is None and now >= child.start_at:
                     self._selector.register(child.start(self._command, self._environ), selectors.EVENT_READ, child)
@@ -129,9 +151,6 @@ class Supervisor:
                 self._look_after(child)
             if not any(child.process for child in self._children) and (self._stop_by is not None or not self._children):
                 break
-        for farewell in self._farewells:
-            farewell.join(self._settings.shutdown_grace_seconds)
-        return self._exit_code
 
     def _look_after(self, child: Child) -> None:
         assert child.process  # noqa: S101  for the type checker
@@ -142,6 +161,7 @@ class Supervisor:
                 child.process.kill()
             elif fault := child.fault(now, self._settings.step_timeout_seconds):
                 log.error("worker_killed", worker_id=child.worker_id, reason=fault)
+                child.killed_for = fault
                 child.process.kill()  # what it said last stays in `child.sign`
             return
         child.hear()  # what it said before it died
@@ -149,6 +169,8 @@ class Supervisor:
             self._selector.unregister(child.pipe)
         os.close(child.pipe)
         child.process = None
+        if child.place:
+            child.place.alive = False
         if status in (ExitCode.DRAINED, ExitCode.SETTINGS):
             self._children.remove(child)
             if child.sign.held:
@@ -163,6 +185,8 @@ class Supervisor:
         """Gives back what a dead worker held, and decides when there is to be a new one."""
         reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         log.error("worker_died", worker_id=child.worker_id, reason=reason, held=len(child.sign.held))
+        if child.place:
+            self._probes.died(child.place.gpu, child.killed_for or "died")
         self._give_back(child, reason)
         child.stillborn = 0 if child.ready else child.stillborn + 1
         if child.stillborn >= MAX_STILLBORN:

@@ -19,6 +19,7 @@ from uuid import UUID
 import structlog
 from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, Message, RealtimeSubscribeStates
 
+from ourvidz_sdxl.metrics import REALTIME_RECONNECTS, WAKES, Wake
 from ourvidz_sdxl.settings import Settings
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -56,6 +57,7 @@ class Wakeup:
         self._farewells: set[asyncio.Task[None]] = set()
         self._hint = threading.Event()
         self._hinted = False
+        self.heard = 0  # wakes that came through Realtime
         self._connected = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[None] | None = None
@@ -77,15 +79,19 @@ class Wakeup:
     def wait_connected(self, timeout_seconds: float) -> bool:
         return self._connected.wait(timeout_seconds)
 
-    def wake(self) -> None:
+    def wake(self, source: Wake) -> None:
+        WAKES.labels(source).inc()
         self._hint.set()
 
     def wait(self, at_most_seconds: float | None = None) -> None:
         """Returns on a hint, or when the timer (or `at_most_seconds`, if that is sooner) is over. One thread's alone."""
         timer = self._settings.poll_interval_connected_seconds if self.connected else self._settings.poll_interval_seconds
+        source = Wake.TIMER
         if self._hinted:
-            timer = SECOND_LOOK_SECONDS
+            timer, source = SECOND_LOOK_SECONDS, Wake.SECOND_LOOK
         self._hinted = self._hint.wait(timer if at_most_seconds is None else min(timer, at_most_seconds))
+        if not self._hinted:
+            WAKES.labels(source).inc()
         self._hint.clear()
 
     def _run(self) -> None:
@@ -116,12 +122,13 @@ class Wakeup:
             if self.connected:
                 pause = FIRST_PAUSE_SECONDS
                 self._connected.clear()
-                self.wake()  # so that the relaxed timer is replaced by the strict one
+                self.wake(Wake.LOST)  # so that the relaxed timer is replaced by the strict one
             else:
                 pause = min(pause * 2, MAX_PAUSE_SECONDS)
             jittered = pause * random.uniform(0.5, 1)  # noqa: S311  so that a fleet does not return as one
             log.warning("realtime_lost", reason=reason, retry_in_seconds=round(jittered, 1))
             await asyncio.sleep(jittered)
+            REALTIME_RECONNECTS.inc()
 
     async def _listen(self) -> str:
         """One connection, from join to loss; returns why it was lost."""
@@ -133,7 +140,7 @@ class Wakeup:
             if state is RealtimeSubscribeStates.SUBSCRIBED:
                 log.info("realtime_subscribed")
                 self._connected.set()
-                self.wake()
+                self.wake(Wake.SUBSCRIBED)
             else:
                 lost.set_result(f"{state.value}: {error}")
 
@@ -153,7 +160,7 @@ class Wakeup:
                 }
             },
         )
-        channel.on_broadcast("wake", lambda _: self.wake())
+        channel.on_broadcast("wake", lambda _: self._woken())
         channel.on_broadcast("cancel", self._cancel)
         beats: asyncio.Task[str] | None = None
         try:
@@ -186,6 +193,10 @@ class Wakeup:
             except TimeoutError:
                 return "silent"
             await asyncio.sleep(self._heartbeat_seconds)
+
+    def _woken(self) -> None:
+        self.heard += 1
+        self.wake(Wake.REALTIME)
 
     def _cancel(self, message: Any) -> None:
         try:

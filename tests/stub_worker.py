@@ -73,6 +73,9 @@ class StubEngine:
     def peak_vram_mb(self) -> None:
         return None
 
+    def reserved_vram_mb(self) -> None:
+        return None
+
 
 if __name__ == "__main__":
     settings = Settings.from_env(os.environ)

@@ -73,8 +73,23 @@ class Engine(Protocol):
     def preview(self, index: int) -> Image.Image | None:
         """Within `on_step` only: what image `index` looks like so far, an eighth as large; None where that cannot be told."""
 
+    def reserved_vram_mb(self) -> int | None:
+        """What is kept of the GPU's memory now, in use or not, in MiB; None on the CPU."""
+
     def peak_vram_mb(self) -> int | None:
         """The highest memory use since the last call of this method, in MiB; None on the CPU."""
+
+
+def why_no_cuda() -> str | None:
+    """Why PyTorch cannot use the GPU, in its own words; None where it can."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.mem_get_info()
+    except (AssertionError, RuntimeError) as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,9 @@ class SdxlEngine:
             vae.disable_tiling()
         return images
 
+    def reserved_vram_mb(self) -> int | None:
+        return torch.cuda.memory_reserved(self._device) >> 20 if self._device.type == "cuda" else None
+
     def peak_vram_mb(self) -> int | None:
         if self._device.type != "cuda":
             return None

@@ -244,6 +244,7 @@ def test_everything_of_ours_has_a_comment(database: Database) -> None:
 
 
 def test_a_comment_that_is_missing_is_missed(database: Database) -> None:
+    before = {row["thing"] for row in database.execute(UNCOMMENTED).fetchall()}
     with database.transaction(force_rollback=True):
         for statement in (
             "comment on column public.jobs.seed is null",
@@ -251,5 +252,5 @@ def test_a_comment_that_is_missing_is_missed(database: Database) -> None:
             "comment on function private.backoff(integer, real, real) is null",
         ):
             database.execute(statement.encode())
-        found = [row["thing"] for row in database.execute(UNCOMMENTED).fetchall()]
-    assert found == ["column public.jobs.seed", "function private.backoff(integer,real,real)", "view public.job_audit"]
+        found = {row["thing"] for row in database.execute(UNCOMMENTED).fetchall()} - before
+    assert found == {"column public.jobs.seed", "function private.backoff(integer,real,real)", "view public.job_audit"}

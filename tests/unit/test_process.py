@@ -60,6 +60,9 @@ class CountingEngine:
     def peak_vram_mb(self) -> int | None:
         return None
 
+    def reserved_vram_mb(self) -> int | None:
+        return None
+
     def paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep, *, frugal: bool = False) -> list[Image.Image]:
         for step in range(plan.painted_steps):
             on_step(step + 1, plan.painted_steps)

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from ourvidz_sdxl.metrics import Wake
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.wakeup import Wakeup
 
@@ -18,12 +19,12 @@ def wakeup() -> Wakeup:
 
 
 def test_a_hint_ends_the_wait_even_when_it_came_before(wakeup: Wakeup) -> None:
-    wakeup.wake()
+    wakeup.wake(Wake.LANE)
     wakeup.wait()
 
 
 def test_after_a_hint_comes_a_second_look_and_then_the_timer(wakeup: Wakeup) -> None:
-    wakeup.wake()
+    wakeup.wake(Wake.LANE)
     wakeup.wait()
     wakeup.wait()  # would last an hour
     before = time.monotonic()

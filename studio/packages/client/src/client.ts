@@ -3,8 +3,8 @@
 import { cancelJob, getJob, listJobs, queuePosition, retryJob, submitSDXLJob } from './jobs.ts'
 import { imageUrls, uploadReference } from './storage.ts'
 import type { Supabase } from './types.ts'
+import { watchJobs } from './user.ts'
 import { watchJob } from './watch.ts'
-import { watchJobs } from './watch-all.ts'
 
 interface Functions {
   submitSDXLJob: typeof submitSDXLJob

@@ -16,6 +16,6 @@ export {
   type SDXLStatus,
   type Supabase,
 } from './types.ts'
+export { type SDXLListEvent, watchJobs } from './user.ts'
 export { type SDXLFaults, validateSDXLParams } from './validate.ts'
 export { type SDXLEvent, watchJob } from './watch.ts'
-export { type SDXLListEvent, watchJobs } from './watch-all.ts'
