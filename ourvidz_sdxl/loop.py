@@ -219,7 +219,8 @@ class Worker:
     def _keep_house(self) -> None:
         """Says that this worker lives, and removes what no job will publish."""
         while True:
-            report(self._queue, "draining" if self._stopping.is_set() else "ready", self._facts | {"idle_seconds": self._idle_seconds()})
+            state = "draining" if self._stopping.is_set() else "ready"
+            report(self._queue, state, self._facts | {"idle_seconds": self._idle_seconds()})
             try:
                 for bucket, paths in self._queue.sweep_orphans().items():
                     self._storage.remove(bucket, paths)
