@@ -7,6 +7,7 @@ WorkerError
 │   └── ReferenceUnreachable                  its server may answer another time          (retryable)
 ├── ContentRefused       content_refused      the content rules forbid what the job asks for, or what came of it
 ├── ModelMissing         model_missing        no model file at MODEL_PATH
+│   └── ModelNotDownloaded  model_not_downloaded  … and MODEL_URL did not give it
 ├── ModelInvalid         model_invalid        the file there is not a usable SDXL
 ├── BlankImage           blank_image          what came out is black or not a number, in fp32 too
 ├── OutOfMemory          out_of_memory        the GPU has no room for this job, in small pieces neither
@@ -78,6 +79,10 @@ class ModelMissing(WorkerError):
     code = "model_missing"
     retryable = False
     user_message = "The worker has no model."
+
+
+class ModelNotDownloaded(ModelMissing):
+    code = "model_not_downloaded"
 
 
 class ModelInvalid(WorkerError):

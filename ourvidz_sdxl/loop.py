@@ -88,7 +88,10 @@ class Worker:
                 at_the_latest = self._claim_what_fits()
                 if not self._warmed_up():
                     continue
+                if self._idle_long_enough():
+                    break
                 self._wakeup.wait(at_the_latest)
+            self._stopping.set()
             self._drain()
         if not self._gpu.usable:
             return ExitCode.BROKEN
@@ -202,6 +205,14 @@ class Worker:
         """How long nothing has been held here."""
         with self._lock:
             return 0.0 if self._leases else time.monotonic() - self._busy_at
+
+    def _idle_long_enough(self) -> bool:
+        """Whether to end: nothing has been to do for as long as the operator pays for."""
+        minutes = self._settings.idle_exit_minutes
+        if not minutes or self._idle_seconds() < 60 * minutes:
+            return False
+        log.info("worker_idle", minutes=minutes)
+        return True
 
     def _held(self) -> list[Lease]:
         with self._lock:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
@@ -38,9 +39,14 @@ class Settings(BaseModel):
     worker_id: Annotated[str, Field(default_factory=_worker_id, min_length=1, max_length=200)]
     target_worker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sdxl"
     runpod_pod_id: Annotated[str, Field(max_length=200)] | None = None
+    runpod_api_key: SecretStr | None = None
+    runpod_rest_url: Annotated[str, Field(pattern=r"^https?://[^\s]+[^\s/]$")] = "https://rest.runpod.io/v1"
+    idle_exit_minutes: Annotated[float, Field(ge=0)] = 0
     job_types: tuple[JobType, ...] = (JobType.FAST, JobType.HIGH)
 
     model_path: Path = LUSTIFY
+    model_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2048)] | None = None
+    model_url_token: SecretStr | None = None
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     engine: Literal["auto", "fast", "reference"] = "auto"
     memory_limit_gb: Annotated[float, Field(ge=1)] = 10
@@ -104,7 +110,7 @@ class Settings(BaseModel):
     def _no_slash(cls, value: object) -> object:
         return value.strip().rstrip("/") if isinstance(value, str) else value
 
-    @field_validator("supabase_service_role_key", "enhancer_api_key")
+    @field_validator("supabase_service_role_key", "enhancer_api_key", "runpod_api_key", "model_url_token")
     @classmethod
     def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
@@ -122,6 +128,18 @@ class Settings(BaseModel):
     def _local_enhancer_has_a_model(self) -> Settings:
         if self.enhancer == "local" and self.enhancer_model_path is None:
             raise ValueError("ENHANCER=local needs ENHANCER_MODEL_PATH, a folder with Qwen2.5-7B")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_fetched_can_be_checked(self) -> Settings:
+        if self.model_url is None:
+            return self
+        if self.model_sha256 is None:
+            raise ValueError("MODEL_URL needs MODEL_SHA256, so that what comes is what was meant")
+        if self.model_path.suffix != ".safetensors":
+            raise ValueError("MODEL_URL needs a MODEL_PATH that ends in .safetensors, the file that it is to become")
+        if not (self.model_url.startswith("https://") or urlsplit(self.model_url).hostname in ("127.0.0.1", "localhost", "::1")):
+            raise ValueError("MODEL_URL must be https")
         return self
 
     @property

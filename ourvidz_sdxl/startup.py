@@ -14,6 +14,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from ourvidz_sdxl import __version__, metrics, tracing
 from ourvidz_sdxl.connection import connect
+from ourvidz_sdxl.download import fetch_model
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid, WorkerError
@@ -28,15 +29,25 @@ log = structlog.get_logger()
 
 
 def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
-    """Loads it, and once more after a pause where that failed: a volume may still be coming, or a download going on.
+    """Fetches it where MODEL_URL says whence, and loads it; once more after a pause if that fails: a volume may still be coming.
 
-    Raises ModelMissing or ModelInvalid the second time, and GpuUnusable or OutOfMemory at once; `public.workers` then says so too.
+    Raises ModelMissing (ModelNotDownloaded is one) or ModelInvalid the second time, and GpuUnusable or OutOfMemory at once;
+    `public.workers` then says so too.
     """
     queue = Queue(connect(settings), settings)
-    # aside: a Supabase that is slow to answer must not hold up the model
-    threading.Thread(target=report, args=(queue, "starting", {}), daemon=True).start()
-    started = time.monotonic()
-    log.info("model_loading")
+
+    def say_starting() -> None:
+        # aside: a Supabase that is slow to answer must not hold up the model
+        threading.Thread(target=report, args=(queue, "starting", {}), daemon=True).start()
+
+    def load_in_time() -> Engine:
+        started = time.monotonic()
+        log.info("model_loading")
+        engine = load()
+        log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
+        return engine
+
+    say_starting()
     retrying = Retrying(
         retry=retry_if_exception_type((ModelMissing, ModelInvalid)),
         wait=wait_fixed(settings.model_retry_seconds),
@@ -45,12 +56,11 @@ def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
         reraise=True,
     )
     try:
-        engine = retrying(load)
+        fetch_model(settings, on_progress=say_starting)
+        return retrying(load_in_time)
     except WorkerError as error:
         report(queue, "failed", {"error": f"{error.code}: {error}"})
         raise
-    log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
-    return engine
 
 
 def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:

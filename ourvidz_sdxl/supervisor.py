@@ -23,6 +23,7 @@ from ourvidz_sdxl.errors import Released, SupabaseRefused, SupabaseUnavailable, 
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.host_probes import HostProbes, Place
 from ourvidz_sdxl.lifeline import PIPE_VARIABLE, Sign
+from ourvidz_sdxl.pod import remove_own_pod
 from ourvidz_sdxl.probes import SOCKET_VARIABLE, listen, serve
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
 from ourvidz_sdxl.queue_figures import QueueFigures
@@ -119,7 +120,7 @@ class Supervisor:
         self._queue: Queue | None = None
 
     def run(self) -> ExitCode:
-        """Returns when all workers have ended, after SIGTERM or SIGINT or because none can go on."""
+        """Returns when all workers have ended: after SIGTERM or SIGINT, because they were idle, or because none can go on."""
         arrivals, departures = socket.socketpair()
         departures.setblocking(False)
         signal.set_wakeup_fd(departures.fileno())
@@ -132,6 +133,10 @@ class Supervisor:
         for farewell in self._farewells:
             farewell.join(self._settings.shutdown_grace_seconds)
         return self._exit_code
+
+    @property
+    def told_to_stop(self) -> bool:
+        return self._stop_by is not None
 
     def _watch(self, arrivals: socket.socket) -> None:
         while True:
@@ -232,7 +237,11 @@ class Supervisor:
 
 def supervise(settings: Settings, command: Sequence[str]) -> ExitCode:
     """Runs `command`, which must call `startup.run_worker`, once for each GPU until SIGTERM or SIGINT."""
-    return Supervisor(settings, command, gpus(os.environ), os.environ).run()
+    supervisor = Supervisor(settings, command, gpus(os.environ), os.environ)
+    exit_code = supervisor.run()
+    if exit_code is ExitCode.DRAINED and not supervisor.told_to_stop:  # all were idle (IDLE_EXIT_MINUTES)
+        remove_own_pod(settings)
+    return exit_code
 
 
 def gpus(environ: Mapping[str, str]) -> list[str]:

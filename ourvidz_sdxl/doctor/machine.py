@@ -20,6 +20,8 @@ ROOM_BYTES = GB  # for what is kept beside a model: compiled kernels
 
 def check_model(settings: Settings) -> Finding:
     path = settings.model_path
+    if settings.model_url and not path.exists():
+        return note(f"{path.name} is not there yet: the first start fetches it from MODEL_URL.")
     try:
         (check_folder if path.is_dir() else check_file)(path)
     except WorkerError as error:
