@@ -39,6 +39,7 @@ const MESSAGES = {
   invalid_reference: 'The reference image could not be used.',
   content_refused: 'This request is not allowed here.',
   model_missing: 'The worker has no model.',
+  model_not_downloaded: 'The worker could not fetch its model.',
   model_invalid: "The worker's model cannot be used.",
   blank_image: 'The picture came out blank; try another seed.',
   out_of_memory: 'The GPU has too little memory for this job; a smaller size may work.',
