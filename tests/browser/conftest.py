@@ -30,27 +30,28 @@ PATIENCE_MS = 30_000
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def supabase() -> Iterator[EmbeddedSupabase]:
     with scratch_supabase() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
     with WorkerProcess(supabase, model_path=TINY_MODEL) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(supabase: EmbeddedSupabase) -> Iterator[str]:
     with serve_studio(supabase) as url:
         assert url, f"{DIST} is not there: `make test` builds it"
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Ends with this folder's tests: as long as Playwright runs, no other test of this thread can have an event loop."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         expect.set_options(timeout=PATIENCE_MS)
