@@ -83,6 +83,7 @@ class ModelMissing(WorkerError):
 
 class ModelNotDownloaded(ModelMissing):
     code = "model_not_downloaded"
+    user_message = "The worker could not fetch its model."
 
 
 class ModelInvalid(WorkerError):
