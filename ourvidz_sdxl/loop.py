@@ -228,16 +228,17 @@ class Worker:
         )
 
     def _keep_house(self) -> None:
-        """Says that this worker lives, and removes what no job will publish."""
+        """Says that this worker lives, and removes what no job will publish and what was kept long enough."""
         while True:
             state = "draining" if self._stopping.is_set() else "ready"
             report(self._queue, state, self._facts | {"idle_seconds": self._idle_seconds()})
-            try:
-                for bucket, paths in self._queue.sweep_orphans().items():
-                    self._storage.remove(bucket, paths)
-                    log.info("orphans_removed", bucket=bucket, objects=len(paths))
-            except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
-                log.warning("sweep_failed", reason=str(error))
+            for event, named in (("orphans_removed", self._queue.sweep_orphans), ("old_jobs_removed", self._queue.retire_jobs)):
+                try:
+                    for bucket, paths in named().items():
+                        self._storage.remove(bucket, paths)
+                        log.info(event, bucket=bucket, objects=len(paths))
+                except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
+                    log.warning("sweep_failed", reason=str(error))
             time.sleep(self._settings.heartbeat_seconds)
 
     def _drain(self) -> None:

@@ -73,6 +73,7 @@ def check_functions(settings: Settings) -> Finding:
         "heartbeat_jobs": lambda: queue.heartbeat(lease),
         "finish_job": lambda: queue.finish(lease, Outcome.RELEASED, patience_seconds=PATIENCE_SECONDS),
         "sweep_orphans": queue.sweep_orphans,
+        "retire_jobs": lambda: queue.retire_jobs(limit=0),
     }
     for name, call in calls.items():
         try:

@@ -171,15 +171,31 @@ create table public.workers (
   last_seen_at  timestamptz not null default now(),
   report_seconds real not null default 15 constraint worker_report_seconds_is_positive check (report_seconds > 0),
   max_jobs      smallint not null default 1 constraint worker_max_jobs_is_positive check (max_jobs > 0),
-  pod_id        text
+  idle_since    timestamptz,
+  pod_id        text,
+  start_id      uuid
 );
 create index workers_last_seen_idx on public.workers (last_seen_at);
 create index workers_pod_idx on public.workers (pod_id) where pod_id is not null;
+create index workers_start_idx on public.workers (start_id) where start_id is not null;
+create index workers_target_idx on public.workers (target_worker);
+
+-- How long what is over is kept; one row. See retire_jobs.
+create table public.retention (
+  only_row boolean primary key default true check (only_row),
+  days     integer constraint retention_days_is_positive check (days > 0),
+  next_at  timestamptz not null default now()
+);
+insert into public.retention default values;
 
 comment on table public.jobs is 'One row is one request for images. Insert a row to ask; listen to it to know.';
 comment on table public.job_images is 'The pictures of completed jobs: storage paths, never signed URLs. Written only by finish_job.';
 comment on table public.job_events is 'Append-only history of each job''s state, written by trigger.';
 comment on table public.negative_presets is 'What every job of a type avoids: joined before the user''s own negative prompt. Edit it here.';
+comment on table public.retention is 'How many days finished jobs and their pictures are kept; one row. Set days to have older ones deleted.';
+comment on column public.retention.only_row is 'Keeps it at one row.';
+comment on column public.retention.days is 'After so many days a finished job goes, with its pictures and its history; absent: kept forever.';
+comment on column public.retention.next_at is 'Not looked for again before then.';
 comment on table public.workers is 'One row a worker: what it runs on and when it was last seen.';
 comment on column public.jobs.id is 'Chosen by the frontend, or made here. Also the id of the job''s trace.';
 comment on column public.jobs.user_id is 'Who asked; always the signed-in user.';
@@ -257,7 +273,9 @@ comment on column public.workers.started_at is 'When its id was first seen.';
 comment on column public.workers.last_seen_at is 'When it last said anything; it does four times a lease.';
 comment on column public.workers.report_seconds is 'So often it says that it lives: a quarter of its LEASE_SECONDS.';
 comment on column public.workers.max_jobs is 'So many jobs it holds at most before they are painted: its MAX_CONCURRENT_JOBS.';
+comment on column public.workers.idle_since is 'Since when it has had nothing to do; absent while it holds a job.';
 comment on column public.workers.pod_id is 'The RunPod pod that it runs in; absent elsewhere.';
+comment on column public.workers.start_id is 'The row of worker_starts that asked for it, where a serverless request did.';
 comment on column public.workers.error is 'Why the worker last failed (at failed_at), as "code: message"; it stays when another process has taken over.';
 comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
 comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';

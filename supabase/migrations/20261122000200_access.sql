@@ -6,8 +6,9 @@ alter table public.job_images enable row level security;
 alter table public.job_events enable row level security;
 alter table public.workers enable row level security;
 alter table public.negative_presets enable row level security;
+alter table public.retention enable row level security;
 
-revoke all on public.jobs, public.job_images, public.job_events, public.workers, public.negative_presets
+revoke all on public.jobs, public.job_images, public.job_events, public.workers, public.negative_presets, public.retention
   from anon, authenticated, service_role;
 revoke all on all sequences in schema public from anon, authenticated, service_role;   -- job_events numbers its rows by trigger alone
 
@@ -20,7 +21,7 @@ grant update (cancel_requested_at) on public.jobs to authenticated;
 
 grant select, insert, update, delete on public.jobs, public.job_images, public.workers to service_role;
 grant select on public.job_events to service_role;
-grant select, update on public.negative_presets to service_role;
+grant select, update on public.negative_presets, public.retention to service_role;
 
 create policy "read your own jobs" on public.jobs for select to authenticated
   using (user_id = (select auth.uid()));

@@ -219,17 +219,55 @@ begin
          end;
 end $$;
 
--- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version", "error"}.
+-- Deletes up to p_limit finished jobs that are older than public.retention says, oldest first, and names their objects, for the worker
+-- to remove through Storage; what it does not get to is an orphan then, and swept. A call within p_pause_seconds of the last one, by
+-- whichever worker, deletes nothing. What is known of workers and starts that are long gone goes with them.
+create function public.retire_jobs(p_limit integer default 200, p_pause_seconds real default 15)
+returns table (bucket text, path text)
+language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+  v_retention public.retention;
+  v_before timestamptz;
+begin
+  select * into v_retention from public.retention r
+   where r.days is not null and r.next_at not between now() and now() + make_interval(secs => p_pause_seconds) for update skip locked;
+  if not found then
+    return;
+  end if;
+  update public.retention r set next_at = now() + make_interval(secs => p_pause_seconds);
+  v_before := now() - make_interval(days => v_retention.days);
+  delete from public.workers w where w.last_seen_at < v_before;
+  delete from public.worker_starts s where s.ended_at < v_before;
+  return query
+  with old as materialized (
+    select j.id from public.jobs j where j.completed_at < v_before order by j.completed_at limit p_limit for update skip locked),
+  objects as materialized (
+    select i.bucket, i.path, i.thumbnail_path from public.job_images i where i.job_id = any (array (select old.id from old))),
+  gone as (
+    delete from public.jobs j where j.id = any (array (select old.id from old)))
+  select o.bucket, n.path from objects o cross join lateral (values (o.path), (o.thumbnail_path)) n (path);
+end $$;
+
+-- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version", "error",
+-- "report_seconds", "max_jobs", "idle_seconds", "pod_id", "start_id"}; what is absent is null, or the column's default.
 create function public.report_worker(p_worker text, p_state text, p_facts jsonb) returns void
 language sql volatile set search_path = '' as $$
-  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state, error, failed_at)
+  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state, error, failed_at,
+                                   report_seconds, max_jobs, idle_since, pod_id, start_id)
   values (p_worker, p_facts ->> 'target_worker', p_facts ->> 'host', p_facts ->> 'gpu', (p_facts ->> 'vram_mb')::integer,
           p_facts ->> 'model', p_facts ->> 'version', p_state, p_facts ->> 'error',
-          case when p_state = 'failed' then now() end)
+          case when p_state = 'failed' then now() end,
+          coalesce((p_facts ->> 'report_seconds')::real, 15), coalesce((p_facts ->> 'max_jobs')::smallint, 1),
+          case when (p_facts ->> 'idle_seconds')::double precision > 0
+               then now() - make_interval(secs => (p_facts ->> 'idle_seconds')::double precision) end,
+          p_facts ->> 'pod_id', (p_facts ->> 'start_id')::uuid)
   on conflict (id) do update
     set target_worker = excluded.target_worker, host = excluded.host, gpu = excluded.gpu, vram_mb = excluded.vram_mb,
         model = excluded.model, version = excluded.version, state = excluded.state, last_seen_at = now(),
-        error = coalesce(excluded.error, w.error), failed_at = coalesce(excluded.failed_at, w.failed_at)
+        error = coalesce(excluded.error, w.error), failed_at = coalesce(excluded.failed_at, w.failed_at),
+        report_seconds = excluded.report_seconds, max_jobs = excluded.max_jobs, idle_since = excluded.idle_since,
+        pod_id = excluded.pod_id, start_id = excluded.start_id
 $$;
 
 -- How many jobs a waiting job of the caller's own has before it; null for any other. It counts to a thousand. The private half sees
@@ -253,23 +291,14 @@ grant execute on function private.jobs_ahead(uuid), public.jobs_ahead(uuid) to a
 revoke execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
   public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
-  public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real)
+  public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real), public.retire_jobs(integer, real)
   from public, anon, authenticated;
 grant execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
   public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
-  public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real)
+  public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real), public.retire_jobs(integer, real)
   to service_role;
 grant usage on schema private to service_role;
 grant select, insert, update on private.reaping to service_role;
 grant select, update on private.sweep to service_role;
 grant execute on function private.backoff(integer, real, real) to service_role;
-
--- Dead leases are reaped by every claim; where pg_cron is installed, also when no worker lives.
-do $$ begin
-  if exists (select from pg_extension where extname = 'pg_cron') then
-    perform cron.schedule('reap_jobs', '* * * * *', $cron$
-      select public.reap_jobs(t.target_worker)
-        from (select distinct target_worker from public.jobs where status = 'processing') t $cron$);
-  end if;
-end $$;

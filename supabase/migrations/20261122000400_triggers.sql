@@ -76,6 +76,12 @@ declare
 begin
   for v_target in select distinct n.target_worker from new_rows n where n.status = 'queued' loop
     perform private.send('{}', 'wake', 'worker:' || v_target);
+    if exists (select from public.fleet_settings f
+                where f.target_worker = v_target
+                  and f.max_workers > (select count(*) from public.worker_starts s
+                                        where s.target_worker = v_target and s.state in ('asking', 'requested', 'running'))) then
+      perform private.call_fleet(v_target);   -- one more worker may be asked for
+    end if;
   end loop;
   return null;
 end $$;

@@ -64,6 +64,7 @@ comment on function public.heartbeat_jobs(uuid[], uuid, integer, jsonb) is 'Rene
 comment on function public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text) is
   'Ends a job with its images or its error, or gives it back. For workers; the only way to publish images.';
 comment on function public.sweep_orphans(integer, real) is 'Names objects that no job will ever publish. For workers.';
+comment on function public.retire_jobs(integer, real) is 'Deletes finished jobs that are older than public.retention says, and names their objects. For workers.';
 comment on function public.report_worker(text, text, jsonb) is 'Says that a worker lives, or why it does not. For workers.';
 comment on function public.jobs_ahead(uuid) is 'How many jobs come before a waiting job of one''s own, up to 1000; null for any other.';
 comment on function private.jobs_ahead(uuid) is 'The half of public.jobs_ahead that sees everybody''s jobs.';

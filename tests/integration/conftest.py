@@ -92,6 +92,6 @@ def service(supabase: EmbeddedSupabase) -> Client:
 
 @pytest.fixture(scope="session")
 def session_worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
-    """A real worker with the bundled model, kept for all tests that only need one."""
-    with WorkerProcess(supabase, poll_interval_connected_seconds=2) as running:
+    """A real worker with the bundled model, kept for all tests that need no more. It keeps house too rarely to get in their way."""
+    with WorkerProcess(supabase, poll_interval_connected_seconds=2, lease_seconds=3600) as running:
         yield running

@@ -115,8 +115,9 @@ class World:
         }
         self.owner, self.service = self.actors[Role.OWNER], self.actors[Role.SERVICE]
         self.finished = {bucket: str(uuid4()) for bucket in OUTPUTS}
-        self.waiting, self.running, self.lease_token = str(uuid4()), str(uuid4()), str(uuid4())
-        self._given = {table: self._rows(table) for table in ("storage.buckets", "public.negative_presets", "private.sweep")}
+        self.waiting, self.running, self.lease_token, self.start_id = (str(uuid4()) for _ in range(4))
+        given = ("storage.buckets", "public.negative_presets", "public.fleet_settings", "public.retention", "private.sweep")
+        self._given = {table: self._rows(table) for table in given}
         self.lay_out()
 
     def published(self, bucket: str) -> str:
@@ -129,7 +130,14 @@ class World:
     def lay_out(self) -> None:
         with self.db.transaction():
             self.db.execute("set local session_replication_role = replica")  # no triggers: nothing is sent, nothing cascades
-            tables = ("public.jobs", "public.job_images", "public.job_events", "public.workers", "storage.objects")
+            tables = (
+                "public.jobs",
+                "public.job_images",
+                "public.job_events",
+                "public.workers",
+                "public.worker_starts",
+                "storage.objects",
+            )
             for table in (*tables, *self._given):
                 self.db.execute(f"delete from {table}")
             for table, rows in self._given.items():
@@ -140,6 +148,7 @@ class World:
                 self._insert("public.job_images", [self.image(bucket)])
             self.db.execute("insert into public.job_events (job_id, status, attempt) select id, 'queued', 0 from public.jobs")
             self._insert("public.workers", [self.worker()])
+            self.db.execute("insert into public.worker_starts (id, target_worker) values (%s, %s)", (self.start_id, TARGET))
         for bucket in (*OUTPUTS, REFERENCES):
             for path in {self.published(bucket), self.unpublished(bucket)} if bucket in OUTPUTS else {self.published(bucket)}:
                 self.service.client.storage.from_(bucket).upload(path, PICTURE, {**OPTIONS, "upsert": "true"})

@@ -80,6 +80,21 @@ negative_presets: insert                  refused    refused  refused  refused  
 negative_presets: upsert                  refused    refused  refused  refused   refused
 negative_presets: update                  refused    refused  refused  refused   yes
 negative_presets: delete                  refused    refused  refused  refused   refused
+fleet_settings: select                    refused    refused  refused  refused   yes
+fleet_settings: insert                    refused    refused  refused  refused   refused
+fleet_settings: upsert                    refused    refused  refused  refused   refused
+fleet_settings: update                    refused    refused  refused  refused   yes
+fleet_settings: delete                    refused    refused  refused  refused   refused
+worker_starts: select                     refused    refused  refused  refused   yes
+worker_starts: insert                     refused    refused  refused  refused   yes
+worker_starts: upsert                     refused    refused  refused  refused   yes
+worker_starts: update                     refused    refused  refused  refused   yes
+worker_starts: delete                     refused    refused  refused  refused   yes
+retention: select                         refused    refused  refused  refused   yes
+retention: insert                         refused    refused  refused  refused   refused
+retention: upsert                         refused    refused  refused  refused   refused
+retention: update                         refused    refused  refused  refused   yes
+retention: delete                         refused    refused  refused  refused   refused
 job_audit: select                         refused    yes      nothing  nothing   yes
 job_audit: insert                         refused    refused  refused  refused   refused
 job_audit: upsert                         refused    refused  refused  refused   refused
@@ -154,13 +169,22 @@ heartbeat_jobs              refused    refused  refused  refused   yes
 finish_job                  refused    refused  refused  refused   yes
 reap_jobs                   refused    refused  refused  refused   yes
 sweep_orphans               refused    refused  refused  refused   yes
+retire_jobs                 refused    refused  refused  refused   yes
 report_worker               refused    refused  refused  refused   yes
+claim_starts                refused    refused  refused  refused   yes
+report_start                refused    refused  refused  refused   yes
+claim_stops                 refused    refused  refused  refused   yes
+report_stop                 refused    refused  refused  refused   yes
 jobs_ahead                  refused    yes      nothing  nothing   refused
 private.backoff             unknown    unknown  unknown  unknown   unknown
 private.jobs_ahead          unknown    unknown  unknown  unknown   unknown
 private.is_live             unknown    unknown  unknown  unknown   unknown
 private.is_operator         unknown    unknown  unknown  unknown   unknown
 private.fleet               unknown    unknown  unknown  unknown   unknown
+private.fleet_decision      unknown    unknown  unknown  unknown   unknown
+private.call_fleet          unknown    unknown  unknown  unknown   unknown
+private.start_pause         unknown    unknown  unknown  unknown   unknown
+private.workers_reported    unknown    unknown  unknown  unknown   unknown
 private.queue_health        unknown    unknown  unknown  unknown   unknown
 private.jobs_before_insert  unknown    unknown  unknown  unknown   unknown
 private.jobs_before_update  unknown    unknown  unknown  unknown   unknown
@@ -192,6 +216,9 @@ postgres_changes: of job_images               refused    yes      nothing  nothi
 postgres_changes: of job_events               refused    refused  refused  refused   refused
 postgres_changes: of workers                  refused    refused  refused  refused   refused
 postgres_changes: of negative_presets         refused    refused  refused  refused   refused
+postgres_changes: of fleet_settings           refused    refused  refused  refused   refused
+postgres_changes: of worker_starts            refused    refused  refused  refused   refused
+postgres_changes: of retention                refused    refused  refused  refused   refused
 postgres_changes: of job_audit                refused    refused  refused  refused   refused
 postgres_changes: of fleet                    refused    refused  refused  refused   refused
 postgres_changes: of queue_health             refused    refused  refused  refused   refused
@@ -274,6 +301,9 @@ def key_of(table: str, w: World) -> tuple[str, str]:
         "job_events": ("job_id", w.finished[OUTPUTS[0]]),
         "workers": ("id", "w"),
         "negative_presets": ("job_type", "sdxl_image_fast"),
+        "fleet_settings": ("target_worker", "sdxl"),
+        "worker_starts": ("id", w.start_id),
+        "retention": ("only_row", "true"),
         "job_audit": ("job_id", w.waiting),
         "fleet": ("id", "w"),
         "queue_health": ("target_worker", TARGET),
@@ -287,6 +317,9 @@ def new_row(table: str, w: World) -> dict[str, Any]:
         "job_events": {"job_id": w.waiting, "status": "completed", "attempt": 1},
         "workers": w.worker("impostor"),
         "negative_presets": {"job_type": "sdxl_image_fast", "negative_prompt": "x"},
+        "fleet_settings": {"target_worker": "x", "max_workers": 1000},
+        "worker_starts": {"target_worker": "x"},
+        "retention": {"only_row": "true", "days": 1},
         "job_audit": {"job_id": str(uuid4()), "status": "completed"},
         "fleet": w.worker("impostor"),
         "queue_health": {"target_worker": "x", "waiting": 0},
@@ -302,6 +335,9 @@ def old_row(table: str, w: World) -> dict[str, Any]:
         "job_events": new_row("job_events", w) | {"id": 1},
         "workers": w.worker() | {"host": "impostor"},
         "negative_presets": new_row("negative_presets", w),
+        "fleet_settings": {"target_worker": "sdxl", "max_workers": 1000},
+        "worker_starts": {"id": w.start_id, "target_worker": "x"},
+        "retention": new_row("retention", w),
         "job_audit": {"job_id": w.waiting, "status": "completed"},
         "fleet": w.worker() | {"host": "impostor"},
         "queue_health": {"target_worker": TARGET, "waiting": 0},
@@ -315,6 +351,9 @@ CHANGES: dict[str, dict[str, object]] = {
     "job_events": {"status": "completed"},
     "workers": {"state": "failed"},
     "negative_presets": {"negative_prompt": "x"},
+    "fleet_settings": {"max_workers": 1000},
+    "worker_starts": {"error": "x"},
+    "retention": {"days": 1},
     "job_audit": {"status": "completed"},
     "fleet": {"state": "failed"},
     "queue_health": {"waiting": 0},
@@ -417,6 +456,11 @@ def try_function(name: str, w: World, actor: Actor) -> object:
         "finish_job": {"p_id": w.running, "p_token": w.lease_token, "p_outcome": "cancelled"},
         "reap_jobs": {"p_target": TARGET},
         "sweep_orphans": {},
+        "retire_jobs": {},
+        "claim_starts": {"p_target": TARGET},
+        "report_start": {"p_id": w.start_id},
+        "claim_stops": {"p_target": TARGET},
+        "report_stop": {"p_id": w.start_id},
         "report_worker": {"p_worker": "w", "p_state": "failed", "p_facts": w.worker()},
         "jobs_ahead": {"p_job": w.waiting},
         "private.jobs_ahead": {"p_job": w.waiting},
@@ -700,11 +744,15 @@ GRANTS = {
     *(f"authenticated: UPDATE on public.jobs.{column}" for column in UPDATABLE),
     *(
         f"service_role: {action} on public.{table}"
-        for table in ("jobs", "job_images", "workers")
+        for table in ("jobs", "job_images", "workers", "worker_starts")
         for action in ("SELECT", "INSERT", "UPDATE", "DELETE")
     ),
     *(f"service_role: SELECT on public.{table}" for table in ("job_events", "job_audit", "fleet", "queue_health")),
-    *(f"service_role: {action} on public.negative_presets" for action in ("SELECT", "UPDATE")),
+    *(
+        f"service_role: {action} on public.{table}"
+        for table in ("negative_presets", "fleet_settings", "retention")
+        for action in ("SELECT", "UPDATE")
+    ),
     *(f"service_role: {action} on private.sweep" for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.reaping" for action in ("SELECT", "INSERT", "UPDATE")),
     *(
@@ -720,7 +768,8 @@ GRANTS = {
         for role in ("authenticated", "service_role")
     ),
     "authenticated: USAGE on private",
-    "service_role: EXECUTE on private.backoff()",  # finish_job runs with its caller's rights
+    # finish_job and claim_starts run with their caller's rights
+    *(f"service_role: EXECUTE on private.{name}()" for name in ("backoff", "is_live", "start_pause", "fleet_decision")),
     *(f"{role}: USAGE on public" for role in ("anon", "authenticated", "service_role")),
     "service_role: USAGE on private",
 }

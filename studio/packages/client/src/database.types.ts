@@ -5,6 +5,37 @@ export type Json = string | number | boolean | null | { [key: string]: Json | un
 export type Database = {
   public: {
     Tables: {
+      fleet_settings: {
+        Row: {
+          cool_down_seconds: number
+          idle_minutes: number
+          jobs_per_worker: number
+          max_workers: number
+          patience_seconds: number
+          start_timeout_seconds: number
+          target_worker: string
+        }
+        ComputedFields: never
+        Insert: {
+          cool_down_seconds?: number
+          idle_minutes?: number
+          jobs_per_worker?: number
+          max_workers?: number
+          patience_seconds?: number
+          start_timeout_seconds?: number
+          target_worker: string
+        }
+        Update: {
+          cool_down_seconds?: number
+          idle_minutes?: number
+          jobs_per_worker?: number
+          max_workers?: number
+          patience_seconds?: number
+          start_timeout_seconds?: number
+          target_worker?: string
+        }
+        Relationships: []
+      }
       job_events: {
         Row: {
           attempt: number
@@ -273,6 +304,71 @@ export type Database = {
         }
         Relationships: []
       }
+      retention: {
+        Row: {
+          days: number | null
+          next_at: string
+          only_row: boolean
+        }
+        ComputedFields: never
+        Insert: {
+          days?: number | null
+          next_at?: string
+          only_row?: boolean
+        }
+        Update: {
+          days?: number | null
+          next_at?: string
+          only_row?: boolean
+        }
+        Relationships: []
+      }
+      worker_starts: {
+        Row: {
+          attempts: number
+          created_at: string
+          ended_at: string | null
+          error: string | null
+          id: string
+          next_try_at: string
+          pod_id: string | null
+          provider: string | null
+          requested_at: string | null
+          running_at: string | null
+          state: string
+          target_worker: string
+        }
+        ComputedFields: never
+        Insert: {
+          attempts?: number
+          created_at?: string
+          ended_at?: string | null
+          error?: string | null
+          id?: string
+          next_try_at?: string
+          pod_id?: string | null
+          provider?: string | null
+          requested_at?: string | null
+          running_at?: string | null
+          state?: string
+          target_worker: string
+        }
+        Update: {
+          attempts?: number
+          created_at?: string
+          ended_at?: string | null
+          error?: string | null
+          id?: string
+          next_try_at?: string
+          pod_id?: string | null
+          provider?: string | null
+          requested_at?: string | null
+          running_at?: string | null
+          state?: string
+          target_worker?: string
+        }
+        Relationships: []
+      }
       workers: {
         Row: {
           error: string | null
@@ -280,11 +376,13 @@ export type Database = {
           gpu: string | null
           host: string
           id: string
+          idle_since: string | null
           last_seen_at: string
           max_jobs: number
           model: string | null
           pod_id: string | null
           report_seconds: number
+          start_id: string | null
           started_at: string
           state: string
           target_worker: string
@@ -298,11 +396,13 @@ export type Database = {
           gpu?: string | null
           host: string
           id: string
+          idle_since?: string | null
           last_seen_at?: string
           max_jobs?: number
           model?: string | null
           pod_id?: string | null
           report_seconds?: number
+          start_id?: string | null
           started_at?: string
           state: string
           target_worker: string
@@ -315,11 +415,13 @@ export type Database = {
           gpu?: string | null
           host?: string
           id?: string
+          idle_since?: string | null
           last_seen_at?: string
           max_jobs?: number
           model?: string | null
           pod_id?: string | null
           report_seconds?: number
+          start_id?: string | null
           started_at?: string
           state?: string
           target_worker?: string
@@ -396,10 +498,16 @@ export type Database = {
           oldest_waiting_seconds: number | null
           run_seconds_p50: number | null
           running: number | null
+          runpod_attempts: number | null
+          runpod_error: string | null
+          runpod_next_try_at: string | null
+          starting_workers: number | null
+          stopping_workers: number | null
           target_worker: string | null
           wait_seconds_p50: number | null
           wait_seconds_p95: number | null
           waiting: number | null
+          why_no_more: string | null
         }
         ComputedFields: never
         Relationships: []
@@ -416,6 +524,22 @@ export type Database = {
           p_worker: string
         }
         Returns: Json
+      }
+      claim_starts: {
+        Args: { p_target: string }
+        Returns: {
+          attempt: number
+          id: string
+          needed: boolean
+        }[]
+      }
+      claim_stops: {
+        Args: { p_target: string }
+        Returns: {
+          attempt: number
+          id: string
+          pod_id: string
+        }[]
       }
       finish_job: {
         Args: {
@@ -439,7 +563,16 @@ export type Database = {
       }
       jobs_ahead: { Args: { p_job: string }; Returns: number }
       reap_jobs: { Args: { p_limit?: number; p_target: string }; Returns: number }
+      report_start: { Args: { p_error?: string; p_id: string; p_pod_id?: string; p_provider?: string }; Returns: undefined }
+      report_stop: { Args: { p_error?: string; p_id: string }; Returns: undefined }
       report_worker: { Args: { p_facts: Json; p_state: string; p_worker: string }; Returns: undefined }
+      retire_jobs: {
+        Args: { p_limit?: number; p_pause_seconds?: number }
+        Returns: {
+          bucket: string
+          path: string
+        }[]
+      }
       sweep_orphans: {
         Args: { p_limit?: number; p_pause_seconds?: number }
         Returns: {

@@ -13,13 +13,6 @@ language sql stable set search_path = '' as $$
     else false end
 $$;
 
--- A worker lives while it reports: one lost report, or three, are no death. While it loads its model it says nothing for a while.
-create function private.is_live(p_worker public.workers) returns boolean
-language sql stable set search_path = '' as $$
-  select p_worker.state in ('ready', 'draining') and p_worker.last_seen_at > now() - 4 * make_interval(secs => p_worker.report_seconds)
-      or p_worker.state = 'starting' and p_worker.last_seen_at > now() - interval '10 minutes'
-$$;
-
 -- Each worker, with what it does now.
 create function private.fleet() returns table (
   id text, target_worker text, host text, gpu text, vram_mb integer, model text, version text, state text, error text,
@@ -39,7 +32,9 @@ $$;
 create function private.queue_health() returns table (
   target_worker text, waiting integer, delayed integer, running integer, oldest_waiting_seconds double precision, live_workers integer,
   completed_last_hour integer, failed_last_hour integer, cancelled_last_hour integer,
-  wait_seconds_p50 double precision, wait_seconds_p95 double precision, run_seconds_p50 double precision, failures_last_day jsonb)
+  wait_seconds_p50 double precision, wait_seconds_p95 double precision, run_seconds_p50 double precision, failures_last_day jsonb,
+  starting_workers integer, stopping_workers integer, why_no_more text,
+  runpod_error text, runpod_attempts integer, runpod_next_try_at timestamptz)
 language sql stable security definer set search_path = '' set enable_seqscan = off as $$
   with active as (
     select j.target_worker,
@@ -63,25 +58,35 @@ language sql stable security definer set search_path = '' set enable_seqscan = o
              where j.completed_at > now() - interval '1 day' and j.status = 'failed' group by j.target_worker, j.error_code) c
      group by c.target_worker),
   workers as (
-    select w.target_worker, count(*) filter (where w.is_live)::integer as live from private.fleet() w group by w.target_worker)
+    select w.target_worker, count(*) filter (where w.is_live)::integer as live from private.fleet() w group by w.target_worker),
+  starts as (
+    select s.target_worker,
+           count(*) filter (where s.state in ('asking', 'requested'))::integer as starting,
+           count(*) filter (where s.state = 'stopping')::integer as stopping,
+           (array_agg(s.error order by s.next_try_at desc) filter (where s.state in ('asking', 'stopping') and s.error is not null))[1] as error,
+           max(s.attempts) filter (where s.state in ('asking', 'stopping'))::integer as attempts,
+           min(s.next_try_at) filter (where s.state in ('asking', 'stopping')) as next_try_at
+      from public.worker_starts s where s.state <> 'ended' group by s.target_worker)
   select target_worker, coalesce(a.waiting, 0), coalesce(a.delayed, 0), coalesce(a.running, 0), a.oldest::double precision,
          coalesce(w.live, 0), coalesce(e.completed, 0), coalesce(e.failed, 0), coalesce(e.cancelled, 0),
-         e.wait[1], e.wait[2], e.run, coalesce(f.by_code, '{}')
+         e.wait[1], e.wait[2], e.run, coalesce(f.by_code, '{}'),
+         coalesce(s.starting, 0), coalesce(s.stopping, 0),
+         case when a.waiting > 0 then (select d.reason from private.fleet_decision(target_worker) d) end,
+         s.error, s.attempts, s.next_try_at
     from active a full join ended e using (target_worker) full join failures f using (target_worker)
-         full join workers w using (target_worker)
+         full join workers w using (target_worker) full join starts s using (target_worker)
    where (select private.is_operator())
 $$;
 
 create view public.fleet with (security_invoker = true) as select * from private.fleet();
 create view public.queue_health with (security_invoker = true) as select * from private.queue_health();
 
-revoke execute on function private.is_operator(), private.is_live(public.workers), private.fleet(), private.queue_health() from public;
+revoke execute on function private.is_operator(), private.fleet(), private.queue_health() from public;
 grant execute on function private.is_operator(), private.fleet(), private.queue_health() to authenticated, service_role;
 revoke all on public.fleet, public.queue_health from anon, authenticated, service_role;
 grant select on public.fleet, public.queue_health to authenticated, service_role;
 
 comment on function private.is_operator() is 'Whether the caller is an operator, a worker, or somebody with a connection of their own.';
-comment on function private.is_live(public.workers) is 'Whether a worker was heard of lately, and neither stopped nor failed.';
 comment on function private.fleet() is 'What public.fleet shows; nothing to whoever is no operator.';
 comment on function private.queue_health() is 'What public.queue_health shows; nothing to whoever is no operator.';
 comment on view public.fleet is 'Each worker: on what it runs, how it is, what it holds. For operators and the dashboard.';
@@ -116,4 +121,10 @@ comment on column public.queue_health.cancelled_last_hour is 'Jobs cancelled in 
 comment on column public.queue_health.wait_seconds_p50 is 'Seconds from asking to the last claim, of the last hour''s jobs: the median.';
 comment on column public.queue_health.wait_seconds_p95 is 'The same: 95 of 100 waited less.';
 comment on column public.queue_health.run_seconds_p50 is 'Seconds from the claim to the end, of the last hour''s completed jobs: the median.';
+comment on column public.queue_health.starting_workers is 'Workers that RunPod was asked for and that are not ready yet.';
+comment on column public.queue_health.stopping_workers is 'Pods that RunPod is to remove and has not yet.';
+comment on column public.queue_health.why_no_more is 'Why no further worker is asked for while jobs wait; absent where one is, or nothing waits.';
+comment on column public.queue_health.runpod_error is 'What RunPod answered last where it would not start or remove a pod.';
+comment on column public.queue_health.runpod_attempts is 'So often it was asked in vain.';
+comment on column public.queue_health.runpod_next_try_at is 'When it is asked again.';
 comment on column public.queue_health.failures_last_day is 'Failed jobs of the last day by error_code: {"out_of_memory": 2}.';
