@@ -93,8 +93,9 @@ def queue_table(queues: Sequence[Row]) -> Table:
     table = Table(title="queue", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("target", style="bold")
     times = ("oldest", "wait p50", "wait p95", "run p50")
-    for name in ("waiting", "put off", "running", "workers", *times, "done/h", "failed/h", "cancelled/h"):
+    for name in ("waiting", "put off", "running", "workers", "coming", *times, "done/h", "failed/h", "cancelled/h"):
         table.add_column(name, justify="right")
+    table.add_column("RunPod", no_wrap=True, overflow="ellipsis", style="bold red")
     for row in queues:
         oldest = row["oldest_waiting_seconds"]
         stands = row["waiting"] and not row["live_workers"]
@@ -104,6 +105,7 @@ def queue_table(queues: Sequence[Row]) -> Table:
             str(row["delayed"]),
             str(row["running"]),
             Text(str(row["live_workers"]), style="bold red" if stands else ""),
+            str(row["starting_workers"]),
             Text(span(oldest), style="yellow" if (oldest or 0) > SLOW_WAIT_SECONDS else ""),
             span(row["wait_seconds_p50"]),
             span(row["wait_seconds_p95"]),
@@ -111,6 +113,7 @@ def queue_table(queues: Sequence[Row]) -> Table:
             str(row["completed_last_hour"]),
             Text(str(row["failed_last_hour"]), style="red" if row["failed_last_hour"] else ""),
             str(row["cancelled_last_hour"]),
+            row["runpod_error"] or "",
         )
     if not queues:
         table.add_row(Text("no jobs yet", style="dim"))

@@ -36,6 +36,7 @@ class Scene:
         self.call("report_worker", p_worker="w", p_state="ready", p_facts={"target_worker": TARGET, "host": "h", "version": "1"})
         self.call("report_worker", p_worker="dead", p_state="ready", p_facts={"target_worker": TARGET, "host": "h", "version": "1"})
         db.execute("update public.workers set last_seen_at = now() - interval '1 hour' where id = 'dead'")
+        db.execute("insert into public.worker_starts (target_worker, state, ended_at) values (%s, 'ended', now())", (TARGET,))
         self.completed, self.failed, self.retried = self.insert(), self.insert(), self.insert()
         for _ in range(3):
             self.claim()
@@ -201,6 +202,11 @@ def as_uuid(scene: Scene) -> Any:
     [
         ("select 1", "Ready workers do not claim"),
         ("update public.workers set last_seen_at = now() - interval '1 hour'", "No worker of this target lives"),
+        (
+            "update public.workers set last_seen_at = now() - interval '1 hour';"
+            " insert into public.worker_starts (target_worker, error) select target_worker, 'HTTP 500' from public.workers limit 1",
+            "RunPod starts no pod: HTTP 500",
+        ),
         ("update public.workers set state = 'draining' where id = 'w'", "Every worker is draining"),
         ("update public.workers set state = 'starting' where id = 'w'", "A worker is loading its model"),
         (

@@ -44,12 +44,14 @@ function Queue({ queue }: { queue: QueueHealth }) {
         <Figure name="Oldest waits" value={span(queue.oldest_waiting_seconds)} />
         <Figure name="Painting" value={queue.running} />
         <Figure name="Workers" value={queue.live_workers} />
+        {queue.starting_workers > 0 && <Figure name="Workers coming" value={queue.starting_workers} />}
         <Figure name="Done, last hour" value={queue.completed_last_hour} />
         <Figure name="Failed, last hour" value={queue.failed_last_hour} />
         <Figure name="Wait, median" value={span(queue.wait_seconds_p50)} />
         <Figure name="Wait, slowest of 20" value={span(queue.wait_seconds_p95)} />
         <Figure name="Painting takes" value={span(queue.run_seconds_p50)} />
       </SimpleGrid>
+      {queue.runpod_error && <Failure message={`RunPod was asked in vain, and is asked again: ${queue.runpod_error}`} />}
       {failures.length > 0 && (
         <Group gap="xs" mt="sm">
           <Text size="sm">Failures of the last day:</Text>

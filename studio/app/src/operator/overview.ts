@@ -11,6 +11,8 @@ export interface QueueHealth {
   running: number
   oldest_waiting_seconds: number | null
   live_workers: number
+  starting_workers: number
+  runpod_error: string | null
   completed_last_hour: number
   failed_last_hour: number
   wait_seconds_p50: number | null
