@@ -21,7 +21,7 @@ demo: $(VENV)/.installed $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.h
 .PHONY: test
 test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
 	$(BIN)/python -m tools.chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 	cd studio && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 
