@@ -35,11 +35,18 @@ def node() -> Path:
 
 
 @contextmanager
-def embedded_supabase(*, data_dir: Path | None = None, reset: bool = False, quiet: bool = True) -> Iterator[EmbeddedSupabase]:
-    """Starts it on free ports and stops it at the end. Raises SettingsInvalid with its own words when it cannot start."""
+def embedded_supabase(
+    *, data_dir: Path | None = None, functions_env: Path | None = None, reset: bool = False, quiet: bool = True
+) -> Iterator[EmbeddedSupabase]:
+    """Starts it on free ports and stops it at the end. `functions_env` is a file of settings for the Edge Functions.
+
+    Raises SettingsInvalid with its own words when it cannot start.
+    """
     command = [str(node()), str(ROOT / "supabase" / "local" / "main.mjs"), "--watch-stdin"]
     if data_dir:
         command += ["--data-dir", str(data_dir)]
+    if functions_env:
+        command += ["--functions-env", str(functions_env)]
     if reset:
         command += ["--reset"]
     if quiet:

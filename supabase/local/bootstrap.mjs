@@ -6,7 +6,7 @@ import { Failure } from "./failure.mjs";
 import { PASSWORD } from "./postgres.mjs";
 
 /** Goes up when a file in sql/ changes, since a data directory is not rebuilt. */
-const VERSION = 1;
+const VERSION = 2;
 
 /** @param {string} name */
 const file = (name) => readFile(new URL(`./sql/${name}.sql`, import.meta.url), "utf8");
@@ -22,7 +22,7 @@ export async function bootstrap(sql) {
   } else {
     const parts = [
       await file("1_roles"), getAuthSchemaSql(), await file("2_auth"), getStorageSchemaSql(), await file("3_storage"),
-      await file("4_realtime"), await file("5_local"),
+      await file("4_realtime"), await file("5_local"), await file("6_net"),
     ];
     await sql.begin(async (tx) => {
       for (const part of parts) await tx.unsafe(part);

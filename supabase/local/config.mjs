@@ -13,6 +13,8 @@ import { Failure } from "./failure.mjs";
  * @property {string[]} seedPaths     relative to the supabase folder
  * @property {boolean} migrate
  * @property {boolean} anonymousSignIns
+ * @property {boolean} hasFunctions
+ * @property {Record<string, { verifyJwt: boolean, enabled: boolean }>} functions  those of which something is said
  * @property {Record<string, any>} lite  what @supabase/lite understands of the file
  */
 
@@ -40,6 +42,9 @@ export function readConfig(supabaseDir) {
     seedPaths: seed.enabled === false ? [] : (seed.sql_paths ?? ["./seed.sql"]),
     migrate: file.db?.migrations?.enabled !== false,
     anonymousSignIns: auth.enable_anonymous_sign_ins === true,
+    hasFunctions: file.edge_runtime?.enabled !== false,
+    functions: Object.fromEntries(Object.entries(file.functions ?? {}).map(([name, said]) =>
+      [name, { verifyJwt: said.verify_jwt !== false, enabled: said.enabled !== false }])),
     lite: {
       api: { enabled: true, schemas: file.api?.schemas ?? ["public"], max_rows: file.api?.max_rows ?? 1000 },
       auth: {

@@ -10,23 +10,26 @@ import { HOST } from "./ports.mjs";
 
 /**
  * @typedef {(request: Request, url: URL) => Promise<Response>} Handler
- * @typedef {{ auth: Handler, storage: Handler, rest: Handler, realtime: Handler }} Parts
+ * @typedef {{ auth: Handler, storage: Handler, rest: Handler, realtime: Handler, functions: Handler }} Parts
  */
+
+const WHAT_IS_HERE = "The embedded Supabase: /rest/v1, /auth/v1, /storage/v1, /realtime/v1, /functions/v1";
 
 /** @param {Parts} parts */
 export function createGateway(parts) {
   /** @param {Request} request @returns {Promise<Response>} */
   async function route(request) {
     const url = new URL(request.url);
-    const part = /^\/(auth|storage|rest|realtime)\/v1(\/|$)/.exec(url.pathname)?.[1];
-    if (!part) return json(url.pathname === "/" ? 200 : 404, { message: "The embedded Supabase: /rest/v1, /auth/v1, /storage/v1, /realtime/v1" });
-    if (request.method === "OPTIONS") {
+    const part = /^\/(auth|storage|rest|realtime|functions)\/v1(\/|$)/.exec(url.pathname)?.[1];
+    if (!part) return json(url.pathname === "/" ? 200 : 404, { message: WHAT_IS_HERE });
+    const isFunction = part === "functions"; // which answers for itself to browsers of other origins
+    if (request.method === "OPTIONS" && !isFunction) {
       const asked = request.headers.get("access-control-request-headers");
       return new Response(null, { status: 204, headers: { ...CORS, ...(asked && { "access-control-allow-headers": asked }) } });
     }
     try {
       const response = await parts[/** @type {keyof Parts} */ (part)](request, url);
-      if (!response.headers.has("access-control-allow-origin")) response.headers.set("access-control-allow-origin", "*");
+      if (!isFunction && !response.headers.has("access-control-allow-origin")) response.headers.set("access-control-allow-origin", "*");
       return response;
     } catch (error) {
       if (error instanceof TokenError) return json(401, { message: error.message });

@@ -1,5 +1,5 @@
-// The embedded Supabase: a real PostgreSQL with the project's migrations, and REST, Auth, Storage and Realtime in front of it, in one
-// program without Docker. Read from here: options → config → postgres → bootstrap → migrations → api → realtime → gateway.
+// The embedded Supabase: a real PostgreSQL with the project's migrations, and REST, Auth, Storage, Realtime and Edge Functions in front of
+// it, in one program without Docker. Read from here: options → config → postgres → bootstrap → migrations → api → realtime → gateway.
 
 import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -61,8 +61,18 @@ async function start(options, log, onKillable) {
     ]);
     endings.push(() => api.close());
     await sql.listen("pgrst", (word) => void (word === "reload schema" && api.reload()));
-    const upkeep = setInterval(() => parts.keepMessages(sql).catch((error) => log(`upkeep failed: ${error.message}`)), UPKEEP_MS);
+    const keep = () => Promise.all([parts.keepMessages(sql), parts.keepAnswers(sql)]).catch((error) => log(`upkeep failed: ${error.message}`));
+    const upkeep = setInterval(keep, UPKEEP_MS);
     endings.push(() => clearInterval(upkeep));
+
+    const net = new parts.Net({ sql, log });
+    await net.start();
+    endings.push(() => net.stop());
+    const apiUrl = `http://${parts.HOST}:${port}`;
+    const functions = new parts.Functions({
+      config, keys, supabaseDir: options.supabaseDir, dataDir, apiUrl, dbUrl: postgres.urlAs("postgres"), envFile: options.functionsEnv, log,
+    });
+    endings.push(() => functions.stop());
 
     const auth = new parts.Auth({ sql, pool, keys, lite: api.fetch, anonymousSignIns: config.anonymousSignIns });
     const storage = new parts.Storage({ pool, keys, lite: api.fetch });
@@ -71,6 +81,7 @@ async function start(options, log, onKillable) {
       storage: (request, url) => storage.fetch(request, url),
       rest: (request) => api.fetch(request),
       realtime: (request, url) => realtime.fetch(request, url),
+      functions: (request, url) => functions.fetch(request, url),
     });
     gateway.on("upgrade", (request, socket, head) => void realtime.upgrade(request, socket, head));
     await parts.listen(gateway, port);
@@ -81,7 +92,7 @@ async function start(options, log, onKillable) {
 
     const ready = {
       event: "ready",
-      api_url: `http://${parts.HOST}:${port}`,
+      api_url: apiUrl,
       db_url: postgres.url,
       publishable_key: config.publishableKey,
       secret_key: config.secretKey,
@@ -106,7 +117,7 @@ async function load() {
     ...(await import("./postgres.mjs")), ...(await import("./database.mjs")), ...(await import("./bootstrap.mjs")),
     ...(await import("./migrations.mjs")), ...(await import("./keys.mjs")), ...(await import("./api.mjs")),
     ...(await import("./auth.mjs")), ...(await import("./storage.mjs")), ...(await import("./realtime/server.mjs")),
-    ...(await import("./gateway.mjs")),
+    ...(await import("./net.mjs")), ...(await import("./functions.mjs")), ...(await import("./gateway.mjs")),
   };
 }
 
@@ -137,7 +148,8 @@ async function main() {
     process.exit(0);
   };
   for (const signal of /** @type {const} */ (["SIGTERM", "SIGINT", "SIGHUP"])) process.on(signal, () => void end().catch(fail));
-  if (options.watchStdin) process.stdin.on("end", () => void end().catch(fail)).on("error", () => void end().catch(fail)).resume();
+  const parentIsGone = () => void (asked || end().catch(fail)); // and no second wish, where it asked before it went
+  if (options.watchStdin) process.stdin.on("end", parentIsGone).on("error", parentIsGone).resume();
 
   // What nobody waited for, such as a query of a library while the database restarts, must not take everything down.
   process.on("unhandledRejection", (error) => void process.stderr.write(`supabase-local: ${error}\n`));

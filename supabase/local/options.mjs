@@ -16,6 +16,7 @@ export const USAGE = `Usage: node supabase/local/main.mjs [options]
   --supabase-dir DIR  config.toml, migrations/ and seed.sql (default: supabase in the repository)
   --port N            of the API; 0 takes a free one (default 0)
   --db-port N         of PostgreSQL; 0 takes a free one (default 0)
+  --functions-env FILE  what the Edge Functions find in their environment (default: functions/.env there, if any)
   --reset             throw the data away first
   --quiet             print nothing but the ready line and errors
   --watch-stdin       stop when standard input ends, that is, when the parent process does
@@ -27,6 +28,7 @@ export const USAGE = `Usage: node supabase/local/main.mjs [options]
  * @property {string} supabaseDir
  * @property {number} port
  * @property {number} dbPort
+ * @property {string | undefined} functionsEnv
  * @property {boolean} reset
  * @property {boolean} quiet
  * @property {boolean} watchStdin
@@ -47,6 +49,7 @@ export function readOptions(argv) {
         "supabase-dir": { type: "string", default: join(REPOSITORY, "supabase") },
         port: { type: "string", default: "0" },
         "db-port": { type: "string", default: "0" },
+        "functions-env": { type: "string" },
         reset: { type: "boolean", default: false },
         quiet: { type: "boolean", default: false },
         "watch-stdin": { type: "boolean", default: false },
@@ -61,6 +64,7 @@ export function readOptions(argv) {
     supabaseDir: resolve(values["supabase-dir"]),
     port: readPort("--port", values.port),
     dbPort: readPort("--db-port", values["db-port"]),
+    functionsEnv: values["functions-env"] && resolve(values["functions-env"]),
     reset: values.reset,
     quiet: values.quiet,
     watchStdin: values["watch-stdin"],

@@ -1,0 +1,154 @@
+// RunPod, as much of it as a fleet needs: https://docs.runpod.io/api-reference (pods) and
+// https://docs.runpod.io/serverless/endpoints/send-requests.
+
+const PAUSES_MS = [500, 2000]
+const WORDS = 300 // characters of an answer that are kept
+
+/** What went wrong, in words that may be shown to an operator. */
+export class RunPodError extends Error {
+  override readonly name = 'RunPodError'
+  constructor(message: string, readonly retryable: boolean, readonly status = 0) {
+    super(message)
+  }
+}
+
+/** What RunPod calls the thing that was started. */
+export interface Started {
+  provider: 'pod' | 'serverless'
+  id: string
+}
+
+interface Pod {
+  id: string
+  name: string
+  desiredStatus?: string
+}
+
+const words = (text: string): string => {
+  try {
+    const said = JSON.parse(text)
+    const error = (Array.isArray(said) ? said[0] : said)?.error ?? said?.message ?? text
+    return (typeof error === 'string' ? error : JSON.stringify(error)).slice(0, WORDS)
+  } catch {
+    return text.slice(0, WORDS)
+  }
+}
+
+function named(answer: unknown): string {
+  const id = (answer as { id?: unknown } | null)?.id
+  if (typeof id !== 'string' || !id) throw new RunPodError('RunPod said yes and named nothing', true)
+  return id
+}
+
+const list = (text: string | undefined): string[] | undefined => text?.split(',').map((one) => one.trim()).filter(Boolean)
+
+/** The account that the settings name. All of its calls together end with the deadline. */
+export class RunPod {
+  readonly #timeoutSeconds = Number(this.#setting('RUNPOD_TIMEOUT_SECONDS') ?? 10)
+  readonly #deadline: AbortSignal
+
+  constructor(deadline: AbortSignal) {
+    this.#deadline = deadline
+  }
+
+  /**
+   * Starts a pod, or sends a request to the serverless endpoint where one is set. What an earlier attempt may have started is looked for
+   * first, since a lost reply is no failure; where it is not needed any more that is all, and null says that there is none.
+   */
+  start(startId: string, target: string, { attempt, needed }: { attempt: number; needed: boolean }): Promise<Started | null> {
+    const endpoint = this.#setting('RUNPOD_ENDPOINT_ID')
+    if (endpoint) return this.#patiently(() => needed ? this.#request(endpoint, startId, target) : Promise.resolve(null))
+    const name = `ourvidz-${target}-${startId}`
+    return this.#patiently(async (tries) => {
+      const there = attempt > 1 || tries > 0 ? await this.#find(name) : undefined
+      if (there || !needed) return there ?? null
+      return { provider: 'pod', id: named(await this.#ask('POST', `${this.#rest}/pods`, this.#pod(name))) }
+    })
+  }
+
+  /** Removes a pod. One that is gone already counts as removed. */
+  async stop(podId: string): Promise<void> {
+    await this.#patiently(async () => {
+      try {
+        await this.#ask('DELETE', `${this.#rest}/pods/${encodeURIComponent(podId)}`)
+      } catch (error) {
+        if (!(error instanceof RunPodError && error.status === 404)) throw error
+      }
+    })
+  }
+
+  /** The pod of that name. Should there be several, since RunPod had not listed the first one yet, the others go. */
+  async #find(name: string): Promise<Started | undefined> {
+    const pods = await this.#ask('GET', `${this.#rest}/pods?name=${encodeURIComponent(name)}`) as Pod[]
+    const [first, ...others] = pods.filter((pod) => pod.name === name && pod.desiredStatus !== 'TERMINATED')
+    for (const other of others) await this.stop(other.id)
+    return first && { provider: 'pod', id: first.id }
+  }
+
+  async #request(endpoint: string, startId: string, target: string): Promise<Started> {
+    const base = this.#setting('RUNPOD_SERVERLESS_URL') ?? 'https://api.runpod.ai/v2'
+    const answer = await this.#ask('POST', `${base}/${encodeURIComponent(endpoint)}/run`, {
+      input: { start_id: startId, target_worker: target },
+      policy: { executionTimeout: 1000 * Number(this.#setting('RUNPOD_EXECUTION_SECONDS') ?? 3600) },
+    })
+    return { provider: 'serverless', id: named(answer) }
+  }
+
+  #pod(name: string): Record<string, unknown> {
+    const gpus = list(this.#setting('RUNPOD_GPU_TYPES'))
+    return {
+      name,
+      templateId: this.#needed('RUNPOD_TEMPLATE_ID'),
+      computeType: 'GPU',
+      gpuCount: Number(this.#setting('RUNPOD_GPU_COUNT') ?? 1),
+      cloudType: this.#setting('RUNPOD_CLOUD_TYPE') ?? 'SECURE',
+      ...(gpus && { gpuTypeIds: gpus, gpuTypePriority: 'custom' }), // custom: in the order that they are named in
+      networkVolumeId: this.#setting('RUNPOD_VOLUME_ID'),
+      dataCenterIds: list(this.#setting('RUNPOD_DATA_CENTERS')),
+    }
+  }
+
+  get #rest(): string {
+    return this.#setting('RUNPOD_REST_URL') ?? 'https://rest.runpod.io/v1'
+  }
+
+  #setting(name: string): string | undefined {
+    return Deno.env.get(name)?.trim() || undefined
+  }
+
+  #needed(name: string): string {
+    const value = this.#setting(name)
+    if (!value) throw new RunPodError(`${name} is not set for the Edge Functions`, false)
+    return value
+  }
+
+  /** Does it again, twice at most, while RunPod stumbles. What lasts longer is the database's to try again. */
+  async #patiently<T>(act: (tries: number) => Promise<T>): Promise<T> {
+    for (let tries = 0;; tries++) {
+      try {
+        return await act(tries)
+      } catch (error) {
+        const pause = PAUSES_MS[tries]
+        if (!(error instanceof RunPodError && error.retryable) || pause === undefined || this.#deadline.aborted) throw error
+        await new Promise((resolve) => setTimeout(resolve, pause))
+      }
+    }
+  }
+
+  async #ask(method: string, url: string, body?: unknown): Promise<unknown> {
+    const key = this.#needed('RUNPOD_API_KEY')
+    const signal = AbortSignal.any([AbortSignal.timeout(1000 * this.#timeoutSeconds), this.#deadline])
+    const answer = await fetch(url, {
+      method,
+      // a connection of its own: on one that was kept, Deno sends a POST a second time by itself when the reply is lost (measured)
+      headers: { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json', Connection: 'close' },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
+    }).then(async (response) => ({ status: response.status, text: await response.text() })).catch(() => {
+      throw new RunPodError(signal.aborted ? 'RunPod did not answer in time' : 'RunPod could not be reached', true)
+    })
+    const { status, text } = answer
+    if (status >= 200 && status < 300) return text ? JSON.parse(text) : null
+    throw new RunPodError(`RunPod answered ${status}: ${words(text)}`, status === 408 || status === 429 || status >= 500, status)
+  }
+}
