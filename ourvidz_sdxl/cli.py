@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no model ever comes from the network
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell every operator that torchvision is not needed here
+# Without it torch looks for a folder that can be written, and does not start where the disk is full. Nothing of ours is compiled.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp")  # noqa: S108
+
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dotenv import load_dotenv
@@ -18,8 +24,25 @@ from ourvidz_sdxl.telemetry import set_up_logging
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    return _in_words(lambda: options.command(options))
+
+
+def serve_requests() -> int:
+    """What handler.py does: the worker on RunPod serverless."""
+
+    def serve() -> int:
+        from ourvidz_sdxl.serverless import serve
+
+        serve(_settings())
+        return ExitCode.DRAINED
+
+    return _in_words(serve)
+
+
+def _in_words(command: Callable[[], int]) -> int:
+    """The exit status; what only the operator can mend is told in a line."""
     try:
-        return int(options.command(options))
+        return int(command())
     except (SettingsInvalid, ModelMissing, ModelInvalid) as error:
         print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201  for the operator
         return ExitCode.SETTINGS
@@ -68,12 +91,9 @@ def _run(arguments: argparse.Namespace) -> int:
         from ourvidz_sdxl.supervisor import supervise
 
         return supervise(settings, [sys.executable, sys.argv[0], "run", "--unsupervised"])
-    from ourvidz_sdxl.engine import FastOptions, load_engine
-    from ourvidz_sdxl.startup import run_worker
+    from ourvidz_sdxl.startup import load_real_engine, run_worker
 
-    options = FastOptions(fp8=settings.fp8, keep_weights=settings.keep_weights, memory_limit_gb=settings.memory_limit_gb)
-    lora = settings.fast_lora_path
-    return run_worker(settings, lambda: load_engine(settings.model_path, settings.engine, few_step_lora=lora, options=options))
+    return run_worker(settings, lambda: load_real_engine(settings))
 
 
 def _doctor(options: argparse.Namespace) -> int:

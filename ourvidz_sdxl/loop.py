@@ -9,8 +9,10 @@ when a painting ends, so that it is ready when the painting that then begins is 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -49,9 +51,17 @@ MAX_DELIVERIES = 6
 
 
 class Worker:
-    """One process, one engine. `run` returns the exit code once stopped by `stop` (which signals call)."""
+    """One engine at work. `run` returns the exit code after `stop` (which signals call) or IDLE_EXIT_MINUTES without a job."""
 
-    def __init__(self, settings: Settings, engine: Engine, enhancer: Enhancer | None, image_check: ImageCheck | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        enhancer: Enhancer | None,
+        image_check: ImageCheck | None,
+        more_facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`more_facts` are told to `public.workers` with the rest."""
         client = connect(settings)
         self._settings = settings
         self._queue = Queue(client, settings)
@@ -69,11 +79,13 @@ class Worker:
             enhancer=enhancer,
             image_check=image_check,
         )
-        self._facts = {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model}
+        self._facts = {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model, **(more_facts or {})}
         self._lifeline = Lifeline(self._sign, self.stop, pipe_from_environment())
         self._leases: dict[UUID, Lease] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._over = threading.Event()
+        self.taken = 0  # jobs, those included that were given back
         self._warm = False
         self._beat_at = self._busy_at = time.monotonic()
         self._show()
@@ -81,23 +93,28 @@ class Worker:
     def run(self) -> ExitCode:
         with self._progress, self._wakeup, self._lifeline:
             self._lifeline.tell()
-            threading.Thread(target=self._keep_house, name="house", daemon=True).start()
+            house = threading.Thread(target=self._keep_house, name="house", daemon=True)
+            house.start()
             log.info("worker_ready", worker_id=self._settings.worker_id, target_worker=self._settings.target_worker, **self._facts)
             while not self._stopping.is_set():
                 self._beat_at = time.monotonic()
                 at_the_latest = self._claim_what_fits()
                 if not self._warmed_up():
                     continue
-                if self._idle_long_enough():
+                still_idle = self._idle_seconds_left()
+                if still_idle <= 0:
+                    log.info("worker_idle", minutes=self._settings.idle_exit_minutes)
                     break
-                self._wakeup.wait(at_the_latest)
+                self._wakeup.wait(min(still_idle, math.inf if at_the_latest is None else at_the_latest))
             self._stopping.set()
             self._drain()
+        self._over.set()
         if not self._gpu.usable:
             return ExitCode.BROKEN
         deadline = time.monotonic() + LAST_WORD_SECONDS
         spans = tracing.send_the_rest()
-        report(self._queue, "stopped", self._facts, patience_seconds=LAST_WORD_SECONDS)
+        house.join(LAST_WORD_SECONDS / 2)  # so that its word is not the last
+        report(self._queue, "stopped", self._facts, patience_seconds=max(0.1, deadline - time.monotonic()))
         spans.join(max(0.0, deadline - time.monotonic()))
         return ExitCode.DRAINED
 
@@ -153,6 +170,7 @@ class Worker:
                 return self._settings.poll_interval_seconds
             if claimed is None:
                 return next_in_seconds
+            self.taken += 1
             with self._lock:
                 self._leases[claimed.lease.job_id] = claimed.lease
             self._lifeline.tell()
@@ -206,13 +224,10 @@ class Worker:
         with self._lock:
             return 0.0 if self._leases else time.monotonic() - self._busy_at
 
-    def _idle_long_enough(self) -> bool:
-        """Whether to end: nothing has been to do for as long as the operator pays for."""
+    def _idle_seconds_left(self) -> float:
+        """Until nothing has been to do for as long as the operator pays for."""
         minutes = self._settings.idle_exit_minutes
-        if not minutes or self._idle_seconds() < 60 * minutes:
-            return False
-        log.info("worker_idle", minutes=minutes)
-        return True
+        return 60 * minutes - self._idle_seconds() if minutes else math.inf
 
     def _held(self) -> list[Lease]:
         with self._lock:
@@ -229,7 +244,7 @@ class Worker:
 
     def _keep_house(self) -> None:
         """Says that this worker lives, and removes what no job will publish and what was kept long enough."""
-        while True:
+        while not self._over.is_set():
             state = "draining" if self._stopping.is_set() else "ready"
             report(self._queue, state, self._facts | {"idle_seconds": self._idle_seconds()})
             for event, named in (("orphans_removed", self._queue.sweep_orphans), ("old_jobs_removed", self._queue.retire_jobs)):
@@ -239,7 +254,7 @@ class Worker:
                         log.info(event, bucket=bucket, objects=len(paths))
                 except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
                     log.warning("sweep_failed", reason=str(error))
-            time.sleep(self._settings.heartbeat_seconds)
+            self._over.wait(self._settings.heartbeat_seconds)
 
     def _drain(self) -> None:
         """Lets the held jobs end within the grace; gives the rest back, uncharged."""

@@ -15,14 +15,14 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from ourvidz_sdxl import __version__, metrics, tracing
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.download import fetch_model
-from ourvidz_sdxl.engine import Engine
+from ourvidz_sdxl.engine import Engine, FastOptions, load_engine
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid, WorkerError
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.loop import Worker, report
 from ourvidz_sdxl.probes import Answers, listen, serve
 from ourvidz_sdxl.queue import Queue
-from ourvidz_sdxl.safety import load_image_check
+from ourvidz_sdxl.safety import ImageCheck, load_image_check
 from ourvidz_sdxl.settings import Settings
 
 log = structlog.get_logger()
@@ -84,11 +84,7 @@ def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
             os._exit(128 + second[0])
 
     threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
-    # before the slow load, so that what is set wrong is told at once
-    enhancer = make_enhancer(settings)
-    image_check = load_image_check(settings.image_check) if settings.image_check else None
-    if settings.otel_exporter_otlp_endpoint:
-        tracing.set_up_tracing({"service.version": __version__, "service.instance.id": settings.worker_id})
+    enhancer, image_check = set_up(settings)
     worker: Worker | None = None
     answers = Answers(
         health=lambda: (worker.why_stuck() if worker else [], {}),
@@ -107,6 +103,20 @@ def run_worker(settings: Settings, load: Callable[[], Engine]) -> ExitCode:
     except Exception as error:
         log.error("worker_broke", exc_info=error)  # nobody foresaw it; only a new process may do better
         return ExitCode.BROKEN
+
+
+def set_up(settings: Settings) -> tuple[Enhancer | None, ImageCheck | None]:
+    """The operator's hooks, and traces. Before the slow load, so that what is set wrong (SettingsInvalid) is told at once."""
+    hooks = make_enhancer(settings), load_image_check(settings.image_check) if settings.image_check else None
+    if settings.otel_exporter_otlp_endpoint:
+        tracing.set_up_tracing({"service.version": __version__, "service.instance.id": settings.worker_id})
+    return hooks
+
+
+def load_real_engine(settings: Settings) -> Engine:
+    """The checkpoint at MODEL_PATH. Raises ModelMissing, ModelInvalid, GpuUnusable or OutOfMemory."""
+    options = FastOptions(fp8=settings.fp8, keep_weights=settings.keep_weights, memory_limit_gb=settings.memory_limit_gb)
+    return load_engine(settings.model_path, settings.engine, few_step_lora=settings.fast_lora_path, options=options)
 
 
 def make_enhancer(settings: Settings) -> Enhancer | None:

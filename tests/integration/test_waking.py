@@ -328,7 +328,7 @@ def test_with_an_endpoint_set_a_serverless_request_is_sent_instead() -> None:
         start = fleet.wait_for_start("requested")
         [(endpoint, sent)] = fleet.runpod.endpoints_called
         assert (endpoint, start["provider"]) == ("endpoint", "serverless")
-        assert sent["input"] == {"start_id": str(start["id"]), "target_worker": TARGET}
+        assert sent["input"] == {"start_id": str(start["id"]), "target_worker": TARGET, "seconds": 870}
         assert sent["policy"] == {"executionTimeout": 900_000}
         assert start["pod_id"].startswith("request-")
         assert fleet.runpod.pods == {}
