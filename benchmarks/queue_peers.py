@@ -64,7 +64,7 @@ async def pgqueuer(dsn: str, jobs: int) -> list[float]:
 def main() -> None:
     name, dsn, jobs = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if name == "pgqueuer":
-        import uvloop  # type: ignore[import-not-found]
+        import uvloop
 
         moments = uvloop.run(pgqueuer(dsn, jobs))
     else:

@@ -87,9 +87,11 @@ export class RunPod {
 
   async #request(endpoint: string, startId: string, target: string): Promise<Started> {
     const base = this.#setting('RUNPOD_SERVERLESS_URL') ?? 'https://api.runpod.ai/v2'
+    const seconds = Number(this.#setting('RUNPOD_EXECUTION_SECONDS') ?? 3600)
     const answer = await this.#ask('POST', `${base}/${encodeURIComponent(endpoint)}/run`, {
-      input: { start_id: startId, target_worker: target },
-      policy: { executionTimeout: 1000 * Number(this.#setting('RUNPOD_EXECUTION_SECONDS') ?? 3600) },
+      // it ends by itself, and gives back what it holds, before RunPod ends it
+      input: { start_id: startId, target_worker: target, seconds: Math.max(1, seconds - 30) },
+      policy: { executionTimeout: 1000 * seconds },
     })
     return { provider: 'serverless', id: named(answer) }
   }
