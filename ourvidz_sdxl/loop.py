@@ -253,7 +253,7 @@ class Worker:
                         self._storage.remove(bucket, paths)
                         log.info(event, bucket=bucket, objects=len(paths))
                 except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
-                    log.warning("sweep_failed", reason=str(error))
+                    log.warning("not_removed", reason=str(error))
             self._over.wait(self._settings.heartbeat_seconds)
 
     def _drain(self) -> None:
