@@ -44,13 +44,18 @@ bench: setup $(STUDIO)/dist/index.html  ## Benchmarks; each writes benchmarks/re
 	$(BIN)/python -m benchmarks.bundled_model
 	$(BIN)/python -m benchmarks.studio
 
+.PHONY: fleet
+fleet: setup  ## A thousand simulated workers on the real queue, 10 minutes; writes benchmarks/results/fleet.json (SCALE=0.01 is a try)
+	$(BIN)/python -m benchmarks.fleet $(if $(SCALE),--scale $(SCALE) --out .local/fleet)
+
 .PHONY: report
 report: setup  ## Write the tables in the docs from benchmarks/results
 	$(BIN)/python -m benchmarks.report
 
 .PHONY: plot
-plot: .local/bench/.installed  ## Draw docs/performance/time-against-floor.svg from benchmarks/results
+plot: .local/bench/.installed  ## Draw docs/performance/time-against-floor.svg and docs/scale/ from benchmarks/results
 	.local/bench/bin/python -m benchmarks.plot
+	.local/bench/bin/python -m benchmarks.plot_fleet
 
 .PHONY: dashboard
 dashboard: setup .local/bench/.installed  ## Have Prometheus watch a worker for 4 minutes; draw docs/observability (needs `apt-get install prometheus`)

@@ -4,6 +4,7 @@ A page asks for a table with a pair of lines, and what lies between them is writ
 
     <!-- table: gpu -->                             every figure of gpu.json
     <!-- table: gpu | UNet step | VAE decode -->    those whose names begin so
+    <!-- columns: fleet | 10 workers | burst -->    a column for all that are called "10 workers: …", one for "burst: …"
     <!-- end -->
 
     python -m benchmarks.report [--check]    # --check writes nothing, names the pages that are stale, and exits with 1
@@ -21,7 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = re.compile(r"<!--\s*table:(.*)-->"), "<!-- end -->"
+BEGIN, END = re.compile(r"<!--\s*(table|columns):(.*)-->"), "<!-- end -->"
 WHOLE = 100  # from here on, digits behind the point say nothing
 
 
@@ -129,11 +130,29 @@ def table(results: Results, figures: Sequence[Figure], page: Path) -> list[str]:
     }
     filled = {title: [cell.replace("|", r"\|") for cell in cells] for title, cells in columns.items() if any(cells)}
     rows = [list(filled), ["---"] * len(filled), *zip(*filled.values(), strict=True)]
+    return ["| " + " | ".join(row) + " |" for row in rows] + ["", source(results, page)]
+
+
+def side_by_side(results: Results, titles: Sequence[str], page: Path) -> list[str]:
+    """Lines of Markdown: a column for each title, a row for each figure that one of them has, with its bar."""
+    columns = {
+        title: {one.name.removeprefix(f"{title}: "): one for one in results.beginning_with(f"{title}: ")} for title in titles
+    }
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [["", *titles], ["---"] * (1 + len(titles))]
+    for name in names:
+        ones = [column.get(name) for column in columns.values()]
+        bar = next((f" (bar: {quantity(one.bar, one.unit)})" for one in ones if one and one.bar is not None), "")
+        rows.append([name + bar, *(quantity(one.ours, one.unit) if one else "" for one in ones)])
+    return ["| " + " | ".join(row) + " |" for row in rows] + ["", source(results, page)]
+
+
+def source(results: Results, page: Path) -> str:
+    """On what, with what and when it was measured."""
     link = os.path.relpath(results.path, page.parent)
     versions = ", ".join(f"{package} {version}" for package, version in results.versions.items())
     commit = f"commit {results.commit}" if results.commit else "commit not recorded"
-    source = f"{results.machine}; {versions}; {results.date}, {commit}: [{results.path.name}]({link})."
-    return ["| " + " | ".join(row) + " |" for row in rows] + ["", source]
+    return f"{results.machine}; {versions}; {results.date}, {commit}: [{results.path.name}]({link})."
 
 
 # ---- pages
@@ -153,14 +172,17 @@ def with_tables(page: Path, root: Path = ROOT) -> str:
             if begun is not None:
                 raise ReportError(f"{where}: the table of line {begun} has no {END}")
             begun = at
-            name, *begins = (part.strip() for part in marker[1].split("|"))
+            name, *begins = (part.strip() for part in marker[2].split("|"))
             try:
                 results = read(name, root)
-                wanted = {figure.name for begin in begins or [""] for figure in results.beginning_with(begin)}
+                if marker[1] == "columns":
+                    made = side_by_side(results, begins, page)
+                else:
+                    wanted = {figure.name for begin in begins or [""] for figure in results.beginning_with(begin)}
+                    made = table(results, [figure for figure in results.figures if figure.name in wanted], page)
             except ReportError as error:
                 raise ReportError(f"{where}: {error}") from None
-            figures = [figure for figure in results.figures if figure.name in wanted]
-            lines += [line, *table(results, figures, page)]
+            lines += [line, *made]
         elif line.strip() == END:
             if begun is None:
                 raise ReportError(f"{where}: {END} without a table")

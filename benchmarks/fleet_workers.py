@@ -1,0 +1,273 @@
+"""A fleet without GPUs: its workers claim, renew, report and finish as ourvidz_sdxl.loop does, and sleep where that would paint."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import md5
+from typing import Any
+from uuid import UUID, uuid4
+
+from realtime import AsyncRealtimeClient
+
+from benchmarks.fleet_rest import Refused, Rest
+from ourvidz_sdxl.local import EmbeddedSupabase
+from ourvidz_sdxl.wakeup import SECOND_LOOK_SECONDS
+
+TIMER_SECONDS = 30.0  # POLL_INTERVAL_CONNECTED_SECONDS
+LANES = 2  # MAX_CONCURRENT_JOBS: one is painted, one is ready
+UPLOAD_SECONDS = 0.2  # as benchmarks/overlap.py has it
+JOB_TYPES = ["sdxl_image_fast", "sdxl_image_high"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """How long a unit of cost takes: an image of 1024 x 1024 in 25 steps."""
+
+    name: str
+    fastest_seconds: float
+    slowest_seconds: float
+
+    def draw(self, chance: random.Random) -> float:
+        return chance.uniform(self.fastest_seconds, self.slowest_seconds)
+
+
+H100 = Gpu(name="H100", fastest_seconds=0.67, slowest_seconds=0.75)  # measured: benchmarks/results/gpu.json
+RTX = Gpu(name="RTX", fastest_seconds=3.0, slowest_seconds=8.0)  # not measured: what such cards take with the plain engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What might be otherwise. A shard is a topic that some of the workers hear; with `prefetch_seconds` the next job is claimed so
+    long before a painting ends, and not when it begins."""
+
+    shards: int = 0
+    prefetch_seconds: float | None = None
+
+
+AS_BUILT = Rules()
+
+
+class Worker:
+    """One process with its GPU. `run` claims until it is cancelled; what it holds is then left to its lease."""
+
+    def __init__(
+        self, name: str, target: str, rest: Rest, seconds_per_unit: float, lease_seconds: int, rules: Rules, chance: random.Random
+    ) -> None:
+        self.seconds_per_unit = seconds_per_unit
+        self.name = name
+        self._target = target
+        self._rest = rest
+        self._lease_seconds = lease_seconds
+        self._rules = rules
+        self.shard = int(md5(name.encode(), usedforsecurity=False).hexdigest()[:4], 16) % max(1, rules.shards)
+        self._beat_seconds = lease_seconds / 4  # reports come as often
+        self._chance = chance
+        self._gpu = asyncio.Lock()
+        self._hint = asyncio.Event()
+        self._in_lanes = 0
+        self._painted_at = 0.0
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def busy(self) -> bool:
+        return self._in_lanes > 0
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._keep_house())]
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """As SIGKILL: at once, and without a word."""
+        tasks = [*self._tasks, *self._jobs]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    def wake(self) -> None:
+        """A worker without room has no use for it."""
+        if self._has_room():
+            self._hint.set()
+
+    def _has_room(self) -> bool:
+        if self._in_lanes == 0 or self._rules.prefetch_seconds is None:
+            return self._in_lanes < LANES
+        return self._in_lanes < LANES and self._painted_at - time.perf_counter() <= self._rules.prefetch_seconds
+
+    async def _run(self) -> None:
+        hinted = False
+        while True:
+            at_the_latest = await self._claim_what_fits()
+            timer = SECOND_LOOK_SECONDS if hinted else TIMER_SECONDS * self._chance.uniform(0.97, 1)
+            try:
+                async with asyncio.timeout(timer if at_the_latest is None else min(timer, at_the_latest)):
+                    await self._hint.wait()
+                    hinted = True
+            except TimeoutError:
+                hinted = False
+            self._hint.clear()
+
+    async def _claim_what_fits(self) -> float | None:
+        while self._has_room():
+            token = uuid4()
+            try:
+                answer = await self._rest.rpc("claim_jobs", self.name, self._target, JOB_TYPES, token, 1, self._lease_seconds)
+            except Refused:
+                return 2.0
+            if not answer["jobs"]:
+                if answer["more"]:
+                    return 0.05
+                return None if answer["next_run_in_ms"] is None else answer["next_run_in_ms"] / 1000
+            row = answer["jobs"][0]
+            seconds = row["cost"] * self.seconds_per_unit * self._chance.gauss(1, 0.03)
+            if self._in_lanes == 0:
+                self._painted_at = time.perf_counter() + seconds
+            self._in_lanes += 1
+            task = asyncio.create_task(self._do(row, token, seconds))
+            self._jobs.add(task)
+            task.add_done_callback(self._jobs.discard)
+        return None
+
+    async def _do(self, row: dict[str, Any], token: object, seconds: float) -> None:
+        beats = asyncio.create_task(self._renew(row["id"], token))
+        try:
+            async with self._gpu:
+                self._painted_at = time.perf_counter() + seconds
+                if (early := self._rules.prefetch_seconds) is not None and seconds > early:
+                    await asyncio.sleep(seconds - early)
+                    self._hint.set()
+                    seconds = early
+                await asyncio.sleep(seconds)
+            self._in_lanes -= 1
+            self._hint.set()
+            await asyncio.sleep(UPLOAD_SECONDS)
+            images = [image(row, index) for index in range(row["batch_size"])]
+            metrics = {"generation_time": 1.0, "vram_usage": 9000, "i2i_mode": "text", "steps": 25}
+            await self._rest.rpc("finish_job", row["id"], token, "completed", images, None, metrics)
+        except Refused:
+            pass  # counted there; the lease ends
+        finally:
+            beats.cancel()
+
+    async def _renew(self, job: str, token: object) -> None:
+        progress = 0
+        while True:
+            await asyncio.sleep(self._beat_seconds)
+            progress = min(95, progress + 20)
+            try:
+                await self._rest.rpc("heartbeat_jobs", [UUID(job)], token, self._lease_seconds, {job: progress})
+            except Refused:
+                continue
+
+    async def _keep_house(self) -> None:
+        await asyncio.sleep(self._chance.uniform(0, self._beat_seconds))  # a fleet did not start in one moment
+        facts = {
+            "target_worker": self._target,
+            "host": "h",
+            "gpu": "simulated",
+            "version": "1",
+            "report_seconds": self._beat_seconds,
+        }
+        while True:
+            try:
+                await self._rest.rpc("report_worker", self.name, "ready", facts | {"max_jobs": LANES})
+                await self._rest.rpc("sweep_orphans")
+                await self._rest.rpc("retire_jobs")
+            except Refused:
+                pass
+            await asyncio.sleep(self._beat_seconds)
+
+
+def image(row: dict[str, Any], index: int) -> dict[str, Any]:
+    path = f"{row['user_id']}/{row['id']}/{row['claims']}-{index}"
+    names = {"path": f"{path}.png", "thumbnail_path": f"{path}.thumb.webp", "mime_type": "image/png", "sha256": "0" * 64}
+    return {"index": index, "bucket": row["job_type"], "seed": 7, "width": 1024, "height": 1024, "bytes": 1_400_000} | names
+
+
+class Fleet:
+    """Workers that hear one subscription to Realtime, which stands for one each."""
+
+    def __init__(
+        self,
+        supabase: EmbeddedSupabase,
+        target: str,
+        rest: Rest,
+        gpus: Iterable[Gpu],
+        *,
+        lease_seconds: int,
+        rules: Rules,
+        seed: int,
+    ) -> None:
+        chance = random.Random(seed)
+        self.target = target
+        self.workers = [
+            Worker(f"{target}-{number}", target, rest, gpu.draw(chance), lease_seconds, rules, random.Random(seed + number))
+            for number, gpu in enumerate(gpus)
+        ]
+        self._supabase = supabase
+        self._rules = rules
+        self.wakes = 0
+        self.everybody = tuple(self.workers)  # the dead ones, too
+
+    @property
+    def capacity(self) -> float:
+        """Units of cost a second, with every GPU busy."""
+        return sum(1 / worker.seconds_per_unit for worker in self.workers)
+
+    @property
+    def painting(self) -> int:
+        return sum(worker.busy for worker in self.workers)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[Fleet]:
+        client = AsyncRealtimeClient(
+            f"{self._supabase.url}/realtime/v1", token=self._supabase.secret_key, auto_reconnect=False, max_retries=1
+        )
+        for topic, listeners in self.listeners().items():
+            channel = client.channel(
+                topic,
+                {
+                    "config": {
+                        "private": True,
+                        "broadcast": {"ack": False, "self": False},
+                        "presence": {"key": "", "enabled": False},
+                    }
+                },
+            )
+            channel.on_broadcast("wake", partial(self._woken, listeners))
+            await channel.subscribe()
+        for worker in self.workers:
+            worker.start()
+        try:
+            yield self
+        finally:
+            await ended(self.workers)
+            await client.close()
+
+    def listeners(self) -> dict[str, list[Worker]]:
+        """Who hears what is said on each topic."""
+        topics = {f"worker:{self.target}": list(self.workers)}
+        for worker in self.workers if self._rules.shards else ():
+            topics.setdefault(f"worker:{self.target}:{worker.shard}", []).append(worker)
+        return topics
+
+    def _woken(self, listeners: Iterable[Worker], _message: object) -> None:
+        self.wakes += 1
+        for worker in listeners:
+            worker.wake()
+
+    async def lose(self, share: float) -> list[str]:
+        """Kills so many of the workers; returns their names."""
+        dying = self.workers[: round(share * len(self.workers))]
+        await ended(dying)
+        self.workers = self.workers[len(dying) :]
+        return [worker.name for worker in dying]
+
+
+async def ended(workers: Iterable[Worker]) -> None:
+    await asyncio.gather(*(task for worker in workers for task in worker.stop()), return_exceptions=True)
