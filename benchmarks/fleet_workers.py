@@ -50,7 +50,7 @@ class Rules:
     prefetch_seconds: float | None = None
 
 
-AS_BUILT = Rules()
+AS_BUILT = Rules(prefetch_seconds=2)  # PREFETCH_SECONDS, whose default it is
 
 
 class Worker:

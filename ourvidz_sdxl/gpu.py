@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +22,26 @@ class Gpu:
 
     `on_turn` is called with the job that is on the GPU now, before it paints: should the process die, the right one is to be
     charged. When a turn is over it is called with None, and the next job does not wait for that.
+    `on_nearly_free` is called once a turn, when by the pace of its steps no more than `nearly_seconds` of it are left.
     """
 
-    def __init__(self, on_turn: Callable[[UUID | None], None]) -> None:
+    def __init__(
+        self,
+        on_turn: Callable[[UUID | None], None],
+        on_nearly_free: Callable[[], None] = lambda: None,
+        nearly_seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._on_turn = on_turn
+        self._on_nearly_free = on_nearly_free
+        self._nearly_seconds = nearly_seconds
+        self._clock = clock
         self._free = threading.Lock()
         self.usable = True
         self.painting: UUID | None = None
+        self.nearly_free = True  # or free
         self.steps = 0
-        self._counted_at = 0.0
+        self._counted_at = self._first_step_at = 0.0
 
     @contextmanager
     def turn(self, lease: Lease) -> Iterator[None]:
@@ -39,11 +51,12 @@ class Gpu:
         with stage(Stage.GPU_WAIT):
             while not self._free.acquire(timeout=LOOK_SECONDS):
                 lease.check()
-        self._counted_at = time.monotonic()
+        self._counted_at = self._clock()
         try:
             if not self.usable:
                 raise Released("the GPU is unusable")
             lease.check()
+            self.nearly_free = math.isinf(self._nearly_seconds)
             self.painting = lease.job_id
             self.step()
             self._on_turn(lease.job_id)
@@ -53,6 +66,7 @@ class Gpu:
             raise
         finally:
             self.painting = None
+            self.nearly_free = True
             self.step()
             lease.painted = True
             self._free.release()
@@ -71,8 +85,16 @@ class Gpu:
             self.usable = False
             raise Released(f"the GPU became unusable: {error}") from None
 
-    def step(self) -> None:
+    def step(self, done: int = 0, total: int = 0) -> None:
+        """`done` of `total` denoising steps. The first one tells nothing of their pace: a kernel may have been compiled in it."""
         self.steps += 1
-        now = time.monotonic()
+        now = self._clock()
         GPU_BUSY.inc(now - self._counted_at)
         self._counted_at = now
+        if done == 1:
+            self._first_step_at = now
+        elif done > 1 and not self.nearly_free:
+            pace = (now - self._first_step_at) / (done - 1)
+            if pace * (total - done) <= self._nearly_seconds:
+                self.nearly_free = True
+                self._on_nearly_free()

@@ -4,7 +4,7 @@ Threads: this loop claims; one thread a job runs `process`, with one for its hea
 `lifeline` have their own.
 
 Lanes: up to MAX_CONCURRENT_JOBS jobs are prepared, wait for the GPU or paint, while others are delivered. The next one is claimed
-when a painting ends, so that it is ready when the painting that then begins is done.
+PREFETCH_SECONDS before a painting ends, so that it is ready then, and does not wait here while another worker is idle.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ LAST_WORD_SECONDS = 1.0  # for what is still to be said after the grace is over
 # While so many jobs are being delivered nothing new is claimed. At 0.45 s a painting (15 steps on an H100) a delivery may then take
 # 2.7 s before the GPU has to wait for it. Each holds its images, up to 36 MB, and up to 6 connections.
 MAX_DELIVERIES = 6
+SLOW_PREPARATION_SECONDS = (
+    1.0  # a job that is not on the GPU by then leaves it to another; tokens and a reference take a tenth of that
+)
 
 
 class Worker:
@@ -68,7 +71,7 @@ class Worker:
         self._progress = Progress(settings)
         self._wakeup = Wakeup(settings, self._on_cancel)
         self._storage = Storage(client, patience_seconds=settings.lease_seconds / 2)
-        self._gpu = Gpu(self._on_turn)
+        self._gpu = Gpu(self._on_turn, lambda: self._wakeup.wake(Wake.LANE), settings.prefetch_seconds)
         self._tools = Tools(
             engine=engine,
             gpu=self._gpu,
@@ -161,8 +164,8 @@ class Worker:
     def _claim_what_fits(self) -> float | None:
         """Claims until the lanes are full or the queue is empty; returns when to ask again at the latest, in seconds."""
         while not self._stopping.is_set():
-            if not self._has_room():
-                return None
+            if (room_in_seconds := self._room_in_seconds()) > 0:
+                return room_in_seconds
             try:
                 claimed, next_in_seconds = self._queue.claim()
             except (SupabaseUnavailable, SupabaseRefused) as error:
@@ -191,10 +194,18 @@ class Worker:
             self._warm = True
         return self._warm
 
-    def _has_room(self) -> bool:
-        painted = [lease.painted for lease in self._held()]
-        fits = painted.count(False) < self._settings.max_concurrent_jobs and painted.count(True) < MAX_DELIVERIES
-        return fits and self._gpu.usable
+    def _room_in_seconds(self) -> float:
+        """When another job may be claimed, as far as time alone decides: 0 for now, infinity until something happens."""
+        held = self._held()
+        before_gpu = [lease for lease in held if not lease.painted]
+        if len(before_gpu) >= self._settings.max_concurrent_jobs or len(held) - len(before_gpu) >= MAX_DELIVERIES:
+            return math.inf
+        if not (self._gpu.usable and self._gpu.nearly_free):
+            return math.inf
+        preparing = [lease.claimed_at for lease in before_gpu if lease.job_id != self._gpu.painting]
+        if not preparing or math.isinf(self._settings.prefetch_seconds):
+            return 0.0
+        return max(0.0, max(preparing) + SLOW_PREPARATION_SECONDS - time.monotonic())
 
     def _on_turn(self, job_id: UUID | None) -> None:
         self._lifeline.tell()

@@ -188,7 +188,7 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
 
     def on_step(done: int, total: int) -> None:
         denoising.step()
-        tools.gpu.step()
+        tools.gpu.step(done, total)
         lease.check()
         lease.progress = 100 * done // (total + 1)  # the last share is delivery
         index = done % plan.batch_size  # each of the images in its turn

@@ -43,6 +43,7 @@ class Lease:
     def __init__(self, job_id: UUID, token: UUID, expires_at: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.job_id = job_id
         self.token = token
+        self.claimed_at = clock()
         self.expires_at = expires_at  # on the clock of this process, counted from before the call that granted it
         self.progress = 0
         self.painted = False  # its turn on the GPU is over; what is left is delivery

@@ -55,6 +55,7 @@ class Settings(BaseModel):
     previews: bool = True
     model_retry_seconds: Annotated[float, Field(ge=0)] = 10
     max_concurrent_jobs: Annotated[int, Field(ge=1, le=16)] = 2
+    prefetch_seconds: Annotated[float, Field(ge=0)] = 2
     step_timeout_seconds: Annotated[float, Field(ge=1)] = 120
 
     guidance_interval: tuple[float, float] = (0.0, 1.0)

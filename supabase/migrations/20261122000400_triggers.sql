@@ -68,14 +68,20 @@ exception when others then
 end $$;
 
 -- One wake a statement and target, however many rows it inserts. A hint only: the worker's timer gets every job done without it.
+-- None while fifty others are due already: then nobody is idle, and who paints comes back by himself. Each wake is delivered to every
+-- worker, and Realtime's limits count deliveries.
 -- A delayed job wakes, too: the empty claim that follows tells the worker when to come back.
 create function private.jobs_wake() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
 declare
   v_target text;
+  v_jobs bigint;
 begin
-  for v_target in select distinct n.target_worker from new_rows n where n.status = 'queued' loop
-    perform private.send('{}', 'wake', 'worker:' || v_target);
+  for v_target, v_jobs in select n.target_worker, count(*) from new_rows n where n.status = 'queued' group by n.target_worker loop
+    if not exists (select from public.jobs j where j.status = 'queued' and j.target_worker = v_target and j.run_at <= now()
+                    order by j.priority, j.fair_key, j.id offset v_jobs + 49 limit 1) then
+      perform private.send('{}', 'wake', 'worker:' || v_target);
+    end if;
     if exists (select from public.fleet_settings f
                 where f.target_worker = v_target
                   and f.max_workers > (select count(*) from public.worker_starts s

@@ -1,5 +1,6 @@
 """While one job paints, the next is prepared and the last delivered. Each job stands still where the test says."""
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from ourvidz_sdxl.errors import GpuUnusable, OutOfMemory
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.local import EmbeddedSupabase
 from ourvidz_sdxl.loop import MAX_DELIVERIES, Worker
+from ourvidz_sdxl.metrics import Wake
 from ourvidz_sdxl.plan import Plan
 from ourvidz_sdxl.settings import Settings
 from tests.integration.conftest import Database, User
@@ -118,22 +120,40 @@ def running(jobs: list[str], worker: Worker, held: Held) -> Iterator[Any]:
         future.result(TIMEOUT_SECONDS)
 
 
+def paints_and_is_nearly_done(held: Held, job: str) -> None:
+    """As the pace of its steps would say, of which none is taken while it stands still."""
+    held.on_gpu.wait_for(job)
+    assert held.worker
+    held.worker._gpu.nearly_free = True
+    held.worker._wakeup.wake(Wake.LANE)
+
+
 def test_while_one_job_paints_the_next_is_claimed_and_its_prompt_encoded(held: Held, running: Any, jobs: list[str]) -> None:
-    held.on_gpu.wait_for("0")
+    paints_and_is_nearly_done(held, "0")
     held.encoding.wait_for("1")
 
 
 def test_while_one_is_delivered_the_next_paints_and_a_third_is_prepared(
     held: Held, running: Any, user: User, jobs: list[str], worker: Worker
 ) -> None:
-    held.on_gpu.wait_for("0")
+    paints_and_is_nearly_done(held, "0")
     held.encoding.wait_for("1")
     held.on_gpu.let("0")
     held.delivery.wait_for(jobs[0])
-    held.on_gpu.wait_for("1")
+    paints_and_is_nearly_done(held, "1")
     held.encoding.wait_for("2")
     assert {str(lease.job_id) for lease in worker._held()} == set(jobs[:3]), "a job in delivery is given back with the others"
     held.delivery.let(jobs[0])
+
+
+def test_the_next_is_left_to_others_until_the_gpu_is_nearly_free(
+    held: Held, running: Any, user: User, worker: Worker, jobs: list[str]
+) -> None:
+    held.on_gpu.wait_for("0")
+    assert worker._room_in_seconds() == math.inf
+    assert user.job(jobs[1])["status"] == "queued"
+    held.on_gpu.let("0")
+    held.on_gpu.wait_for("1")
 
 
 @pytest.mark.parametrize("worker", [{"max_concurrent_jobs": 1}], indirect=True)
@@ -161,7 +181,7 @@ def test_a_gpu_that_fails_beside_a_painting_charges_the_painting_alone(
     held: Held, running: Any, db: Database, jobs: list[str]
 ) -> None:
     held.faulty = {"0", "1"}
-    held.on_gpu.wait_for("0")
+    paints_and_is_nearly_done(held, "0")
     held.encoding.wait_for("1")
     held.on_gpu.let("0")
     assert running.result(TIMEOUT_SECONDS) is ExitCode.BROKEN

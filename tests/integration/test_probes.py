@@ -25,7 +25,7 @@ from tests.processes import REAL, STUB, SUPERVISED_STUB, TIMEOUT_SECONDS, Worker
 from tests.stub_worker import StubEngine
 
 TARGET = "probed"
-PROBED: dict[str, Any] = {"target_worker": TARGET, "http_port": 0}
+PROBED: dict[str, Any] = {"target_worker": TARGET, "http_port": 0, "prefetch_seconds": "inf"}
 Sample = tuple[str, dict[str, str], float]
 
 

@@ -499,6 +499,16 @@ class TestADelayedJob:
         assert 3_000 < caller.claim(str(uuid4()))["next_run_in_ms"] <= 5_000
 
 
+def test_nobody_is_woken_while_fifty_others_wait_already(db: Database) -> None:
+    insert(db, new_user(db), 49)
+    woken, user_id = wakes(db), new_user(db)
+    insert(db, user_id)
+    insert(db, user_id, run_at="2100-01-01")
+    assert wakes(db) == woken + 2, "49 others, and 50 with one that is put off"
+    insert(db, user_id, 3)
+    assert wakes(db) == woken + 2
+
+
 def test_one_statement_wakes_once_however_many_rows_it_inserts(db: Database) -> None:
     woken = wakes(db)
     insert(db, new_user(db), 100)

@@ -54,3 +54,24 @@ def test_a_fault_beside_a_turn_gives_its_job_back_and_ends_the_turns_after_this_
         raise GpuUnusable("planted")
     with pytest.raises(Released), gpu.turn(lease()):
         pass
+
+
+def test_it_is_nearly_free_once_a_turn_when_the_pace_of_its_steps_says_so() -> None:
+    now, told = [0.0], []
+    gpu = Gpu(lambda _: None, lambda: told.append(now[0]), nearly_seconds=2, clock=lambda: now[0])
+    for _ in range(2):
+        assert gpu.nearly_free
+        began = now[0]
+        with gpu.turn(lease()):
+            assert not gpu.nearly_free
+            for done in range(1, 11):
+                now[0] += 5 if done == 1 else 0.5  # 10 steps: a slow first one, and then half a second each
+                gpu.step(done, 10)
+                assert gpu.nearly_free == (now[0] - began >= 5 + 5 * 0.5), "four steps, and two seconds, are left"
+    assert told == [7.5, 9.5 + 7.5]
+
+
+def test_it_counts_as_nearly_free_all_the_time_where_that_is_asked_for() -> None:
+    gpu = Gpu(lambda _: None)
+    with gpu.turn(lease()):
+        assert gpu.nearly_free
