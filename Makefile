@@ -31,6 +31,7 @@ check: setup  ## Formatting, lints (the database's too), types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint Dockerfile
 	cd $(LOCAL) && $(NPM) run --silent check
 	cd studio && $(NPM) run --silent check
 	$(BIN)/python -m tools.check_database
@@ -75,6 +76,10 @@ chaos: setup  ## Kill, stall, restart and drop at random: each job must end once
 .PHONY: soak
 soak: setup  ## Ten minutes at full rate: nothing of a worker may grow (MINUTES=n WRITE=1)
 	$(BIN)/python -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WRITE),--write-results)
+
+.PHONY: image-check
+image-check: setup  ## Perform the Dockerfile without Docker, and start what comes of it (as root, on Debian; 4 minutes, 2 GB)
+	$(BIN)/python -m tools.image_check
 
 .PHONY: security-page
 security-page: setup  ## Write docs/security.md from the role matrix

@@ -111,7 +111,7 @@ def test_sigterm_goes_through_to_the_worker(db: Database, user: User, worker: Wo
 
 
 def test_what_a_drained_worker_could_not_end_is_given_back(db: Database, user: User, supabase: EmbeddedSupabase) -> None:
-    slow = {"lease_seconds": 600, "stub_step_seconds": 0.05, "shutdown_grace_seconds": 1, "prefetch_seconds": "inf"}
+    slow: dict[str, Any] = {"lease_seconds": 600, "stub_step_seconds": 0.05, "shutdown_grace_seconds": 1, "prefetch_seconds": "inf"}
     with WorkerProcess(supabase, SUPERVISED_STUB, target_worker=TARGET, **slow) as worker:
         job, waiting = user.insert(target_worker=TARGET, prompt="hang"), user.insert(target_worker=TARGET)
         worker.wait_for("job_claimed", job_id=waiting["id"])

@@ -57,17 +57,16 @@ def test_a_fault_beside_a_turn_gives_its_job_back_and_ends_the_turns_after_this_
 
 
 def test_it_is_nearly_free_once_a_turn_when_the_pace_of_its_steps_says_so() -> None:
-    now, told = [0.0], []
+    now, told, seen = [0.0], list[float](), list[bool]()
     gpu = Gpu(lambda _: None, lambda: told.append(now[0]), nearly_seconds=2, clock=lambda: now[0])
     for _ in range(2):
-        assert gpu.nearly_free
-        began = now[0]
+        seen.append(gpu.nearly_free)
         with gpu.turn(lease()):
-            assert not gpu.nearly_free
             for done in range(1, 11):
-                now[0] += 5 if done == 1 else 0.5  # 10 steps: a slow first one, and then half a second each
+                now[0] += 5 if done == 1 else 0.5  # a slow first step, and then half a second each
                 gpu.step(done, 10)
-                assert gpu.nearly_free == (now[0] - began >= 5 + 5 * 0.5), "four steps, and two seconds, are left"
+                seen.append(gpu.nearly_free)
+    assert seen == 2 * [True, *5 * [False], *5 * [True]], "nearly free before its turn, and when four steps are left"
     assert told == [7.5, 9.5 + 7.5]
 
 
