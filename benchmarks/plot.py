@@ -28,6 +28,8 @@ COMPILED_STEP_MS, COMPILED_DECODE_MS, COMPILED_IMAGE_S = 38.0, 38.7, 0.935
 EAGER, GRAPH, COMPILED, OURS = "diffusers, eager", "diffusers, as one graph", "diffusers, compiled", "this worker"
 COLOURS = {EAGER: "#9aa5b1", GRAPH: "#7b8794", COMPILED: "#52606d", OURS: "#0072b2"}  # greys, and the blue of Okabe and Ito
 FLOOR = "#b34700"
+# Text stays text, in whatever sans-serif the reader has: DejaVu, by which places are reckoned, is among the widest.
+SVG = {"svg.hashsalt": "ourvidz-sdxl", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"], "font.size": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +86,7 @@ def draw(shown: list[Group], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # Text stays text, in whatever sans-serif the reader has: DejaVu, by which places are reckoned, is among the widest.
-    settings = {
-        "svg.hashsalt": "ourvidz-sdxl",
-        "svg.fonttype": "none",
-        "font.sans-serif": ["DejaVu Sans", "Arial"],
-        "font.size": 10,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(SVG):
         figure = Figure(figsize=(8.6, 5.6), facecolor="white", layout="constrained")  # white: the same on a dark page
         axes = figure.add_subplot()
         lines: dict[float, str] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plot import SVG
 from benchmarks.report import ROOT, Results, number, read
 
 FOLDER = Path("docs") / "scale"
@@ -137,13 +138,7 @@ def save(name: str, title: str, words: str, fill: Callable[[Any, Results], None]
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = {
-        "svg.hashsalt": "ourvidz-sdxl",
-        "svg.fonttype": "none",
-        "font.sans-serif": ["DejaVu Sans", "Arial"],
-        "font.size": 10,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(SVG):
         figure = Figure(figsize=(8.6, 4.6), facecolor="white", layout="constrained")
         axes = figure.add_subplot()
         fill(axes, read("fleet"))

@@ -48,9 +48,8 @@ LAST_WORD_SECONDS = 1.0  # for what is still to be said after the grace is over
 # While so many jobs are being delivered nothing new is claimed. At 0.45 s a painting (15 steps on an H100) a delivery may then take
 # 2.7 s before the GPU has to wait for it. Each holds its images, up to 36 MB, and up to 6 connections.
 MAX_DELIVERIES = 6
-SLOW_PREPARATION_SECONDS = (
-    1.0  # a job that is not on the GPU by then leaves it to another; tokens and a reference take a tenth of that
-)
+# A job that is not on the GPU by then leaves it to another; to fetch a reference and encode a prompt takes far less.
+SLOW_PREPARATION_SECONDS = 1.0
 
 
 class Worker:
