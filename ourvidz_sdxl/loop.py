@@ -89,6 +89,7 @@ class Worker:
         self._over = threading.Event()
         self.taken = 0  # jobs, those included that were given back
         self._warm = False
+        self._had_room = True  # when jobs were asked for last
         self._beat_at = self._busy_at = time.monotonic()
         self._show()
 
@@ -163,7 +164,9 @@ class Worker:
     def _claim_what_fits(self) -> float | None:
         """Claims until the lanes are full or the queue is empty; returns when to ask again at the latest, in seconds."""
         while not self._stopping.is_set():
-            if (room_in_seconds := self._room_in_seconds()) > 0:
+            room_in_seconds = self._room_in_seconds()
+            self._had_room = room_in_seconds == 0
+            if not self._had_room:
                 return room_in_seconds
             try:
                 claimed, next_in_seconds = self._queue.claim()
@@ -181,7 +184,7 @@ class Worker:
 
     def _warmed_up(self) -> bool:
         """Without jobs, has the engine prepare one more of the usual kinds; whether nothing of that is left to do now."""
-        if self._warm or self._held():
+        if self._warm or self._held() or not self._had_room:  # what has just ended may have kept jobs waiting
             return True
         try:
             with self._gpu.beside():

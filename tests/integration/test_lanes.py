@@ -85,7 +85,7 @@ def held() -> Held:
 
 
 @pytest.fixture
-def worker(supabase: EmbeddedSupabase, held: Held, monkeypatch: pytest.MonkeyPatch, request: Any) -> Worker:
+def worker(supabase: EmbeddedSupabase, db: Database, held: Held, monkeypatch: pytest.MonkeyPatch, request: Any) -> Worker:
     """Of which nothing happens by a timer: what is claimed is claimed because a wake said so."""
     monkeypatch.setattr(wakeup, "SECOND_LOOK_SECONDS", 3600)
     slow = {"lease_seconds": 3600, "poll_interval_seconds": 3600, "poll_interval_connected_seconds": 3600}
@@ -195,7 +195,9 @@ def test_for_an_unusable_gpu_nothing_is_claimed(worker: Worker, user: User, jobs
     assert user.job(jobs[0])["status"] == "queued"
 
 
-def test_what_the_usual_jobs_need_is_prepared_once_when_no_job_is_there(held: Held, running: Any, jobs: list[str]) -> None:
+def test_what_the_usual_jobs_need_is_prepared_once_when_no_job_is_there(
+    held: Held, running: Any, user: User, jobs: list[str]
+) -> None:
     held.on_gpu.wait_for("0")
     assert held.unprepared == 3, "not while jobs wait"
     held.on_gpu.let(*map(str, range(len(jobs))))
@@ -205,6 +207,21 @@ def test_what_the_usual_jobs_need_is_prepared_once_when_no_job_is_there(held: He
     held.worker.stop()  # type: ignore[union-attr]
     assert running.result(TIMEOUT_SECONDS) is ExitCode.DRAINED
     assert held.unprepared == 0, "never again"
+    assert {user.job(job)["status"] for job in jobs} == {"completed"}
+
+
+def test_nothing_is_prepared_before_the_queue_was_seen_to_be_empty(
+    worker: Worker, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that has just ended may have left no room, so that nobody asked what waits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_room_in_seconds", lambda: 0.5)
+        worker._claim_what_fits()
+    assert worker._warmed_up()
+    assert held.unprepared == 3
+    worker._claim_what_fits()
+    assert not worker._warmed_up()
+    assert held.unprepared == 2
 
 
 @pytest.mark.parametrize(("fault", "code"), [(GpuUnusable("planted"), ExitCode.BROKEN), (OutOfMemory("planted"), ExitCode.DRAINED)])
