@@ -1,9 +1,8 @@
 """How long each job took, beside the fair share: when it would have been done if the fleet were one machine that all users who
 have work share equally, at every moment (generalised processor sharing).
 
-That machine cannot be built, since a picture is not painted by a thousand GPUs at once; it is what start-time fair queueing
-approximates (Goyal, Vin and Cheng, 1996: a job is late by at most one job of each other user). So the fair share of a job is that
-machine's time plus what the job takes on its own GPU.
+That machine cannot be built, since a picture is not painted by a thousand GPUs at once; it is what self-clocked fair queueing
+approximates (Golestani, 1994). So the fair share of a job is that machine's time plus what the job takes on its own GPU.
 """
 
 from __future__ import annotations

@@ -117,16 +117,15 @@ def without_indexes(db: Connection) -> list[str]:
 
 
 def waiting(db: Connection, orders: Sequence[Order]) -> None:
-    """The backlog: all of it asked for at once, so that each user's jobs start, in virtual time, where the one before ends."""
+    """The backlog: all of it asked for at once, so that each user's jobs begin, in virtual time, where the one before ends."""
     ends: dict[str, float] = {}
     with db.transaction():
         db.execute("set local session_replication_role = replica")
         columns = "(user_id, target_worker, job_type, prompt, batch_size, cost, fair_key)"
         with db.cursor().copy(f"copy public.jobs {columns} from stdin".encode()) as copy:
             for one in orders:
-                begin = ends.get(one.user, 0.0)
-                ends[one.user] = begin + one.cost
-                copy.write_row((one.user, BACKLOG, one.job_type, "a lighthouse on a cliff", one.batch_size, one.cost, begin))
+                ends[one.user] = end = ends.get(one.user, 0.0) + one.cost
+                copy.write_row((one.user, BACKLOG, one.job_type, "a lighthouse on a cliff", one.batch_size, one.cost, end))
 
 
 def settle(db: Connection) -> None:

@@ -278,7 +278,7 @@ comment on column public.workers.pod_id is 'The RunPod pod that it runs in; abse
 comment on column public.workers.start_id is 'The row of worker_starts that asked for it, where a serverless request did.';
 comment on column public.workers.error is 'Why the worker last failed (at failed_at), as "code: message"; it stays when another process has taken over.';
 comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
-comment on column public.jobs.fair_key is 'Virtual start time: orders jobs fairly between users (start-time fair queueing).';
+comment on column public.jobs.fair_key is 'Virtual end time: orders jobs fairly between users (self-clocked fair queueing).';
 comment on column public.jobs.lease_token is 'Chosen by the worker for each claim; every write of the worker must carry it.';
 
 -- Where the sweep for orphaned objects goes on; one row. See sweep_orphans.

@@ -1,10 +1,12 @@
 -- What happens by itself when a job's row is written: its place in the queue, its history, and the word that goes out through Realtime.
 -- Trigger functions run as their owner, since realtime.send() works with its caller's rights; none can be called through the API.
 
--- Place in the queue. Start-time fair queueing (Goyal, Vin and Cheng, 1996): a job starts, in virtual time, where the head of the queue
--- is now (or, with nobody waiting, the job last begun) or where the same user's last active job ends, whichever is later. So a
--- user's flood delays the flood, not the next user's single job. Each priority has a queue of its own. A user's inserts go one after
--- the other: side by side, they would not see each other's cost, nor the quota.
+-- Place in the queue. Self-clocked fair queueing (Golestani, 1994): jobs go in the order of their ends in virtual time. One begins where
+-- the head of the queue ends (or, with nobody waiting, the last of those that are processing) or where the same user's last active job
+-- does, whichever is later, and ends its cost later. So a user's flood delays the flood, not the next user's single job; a small job
+-- goes before a large one that came with it; and no stream of newcomers keeps a large one waiting, since they begin where it ends
+-- once it is the head. Each priority has a queue of its own. A user's inserts go one after the other: side by side, they would not see
+-- each other's cost, nor the quota.
 create function private.jobs_before_insert() returns trigger
 language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
 declare
@@ -13,7 +15,7 @@ declare
   v_head double precision;
 begin
   perform pg_advisory_xact_lock(hashtextextended('jobs of ' || new.user_id, 0));
-  select count(*), max(j.fair_key + j.cost) filter (where j.priority = new.priority) into v_active, v_own_end
+  select count(*), max(j.fair_key) filter (where j.priority = new.priority) into v_active, v_own_end
     from public.jobs j
    where j.user_id = new.user_id and j.target_worker = new.target_worker and j.status in ('queued', 'processing');
   if v_active >= 200 then
@@ -30,7 +32,7 @@ begin
   end if;
   new.cost := greatest(0.01, new.batch_size * coalesce(new.steps, case new.job_type when 'sdxl_image_fast' then 15 else 25 end) / 25.0
                              * coalesce(new.width::bigint * new.height, 1048576) / 1048576.0);
-  new.fair_key := greatest(coalesce(v_head, 0), coalesce(v_own_end, 0));
+  new.fair_key := greatest(coalesce(v_head, 0), coalesce(v_own_end, 0)) + new.cost;
   return new;
 end $$;
 create trigger jobs_before_insert before insert on public.jobs

@@ -407,7 +407,7 @@ def test_the_history_tells_it_all(db: Database, user: User, caller: Caller) -> N
 
 
 class TestFairOrder:
-    """A job starts, in virtual time, where the head of the queue is or where its user's last one ends."""
+    """A job begins, in virtual time, where the head of the queue or its user's last one ends, and goes in the order of its own end."""
 
     def order(self, caller: Caller) -> list[str]:
         return [row["user_id"] for row in caller.claim(str(uuid4()), limit=50)["jobs"]]
@@ -458,6 +458,25 @@ class TestFairOrder:
         for _ in range(10):
             insert(db, small, batch_size=1)
         assert self.order(caller)[1:7].count(small) >= 5
+
+    def test_a_small_job_goes_before_a_large_one_that_came_a_moment_earlier(self, db: Database, caller: Caller) -> None:
+        large, small = new_user(db), new_user(db)
+        insert(db, new_user(db))
+        insert(db, large, batch_size=6)
+        insert(db, small)
+        assert self.order(caller)[1:] == [small, large]
+
+    def test_a_stream_of_newcomers_does_not_keep_a_large_job_waiting(self, db: Database, caller: Caller) -> None:
+        """Three wait at any time, with a sixth of its cost: it waits for about as many of each as have its cost together."""
+        large = new_user(db)
+        for _ in range(3):
+            insert(db, new_user(db))
+        insert(db, large, batch_size=6)
+        order = []
+        while large not in order and len(order) < 40:
+            order.append(caller.claim(str(uuid4()))["jobs"][0]["user_id"])
+            insert(db, new_user(db))
+        assert 3 * 3 < len(order) < 3 * 8
 
     def test_each_priority_has_an_order_of_its_own(self, db: Database, caller: Caller) -> None:
         flood, other = new_user(db), new_user(db)

@@ -170,7 +170,7 @@ class Queue(RuleBasedStateMachine):
             user=owner,
             job_type=job_type,
             priority=priority,
-            fair_key=self.virtual_start(owner, priority),
+            fair_key=self.virtual_end(owner, priority, batch_size),
             batch_size=batch_size,
             max_attempts=max_attempts,
             run_at=self.now + delay,
@@ -181,13 +181,13 @@ class Queue(RuleBasedStateMachine):
         self.wakes += 1
         return job
 
-    def virtual_start(self, owner: UUID, priority: int) -> float:
+    def virtual_end(self, owner: UUID, priority: int, cost: int) -> float:
         """At 25 steps and full size, a job costs its batch size."""
         peers = [job for job in self.model.values() if job.active and job.priority == priority]
         waiting = [job.fair_key for job in peers if job.status == "queued" and job.run_at <= self.now]
         running = [job.fair_key for job in peers if job.status == "processing"]
         head = min(waiting) if waiting else max(running, default=0.0)
-        return max([head] + [job.fair_key + job.batch_size for job in peers if job.user == owner])
+        return max([head] + [job.fair_key for job in peers if job.user == owner]) + cost
 
     @rule(job=jobs)
     def cancel(self, job: Job) -> None:
