@@ -27,7 +27,7 @@ from benchmarks.fleet_figures import Done, Scene, scene_figures, series
 from benchmarks.fleet_fill import BACKLOG, Order, finished, order, settle, users, waiting, zipf
 from benchmarks.fleet_rest import Calls, Refused, Rest, as_user, literal
 from benchmarks.fleet_watch import Watch
-from benchmarks.fleet_workers import AS_BUILT, H100, RTX, Fleet, Gpu, Rules
+from benchmarks.fleet_workers import H100, RTX, Fleet, Gpu
 from benchmarks.results_file import FOLDER, write_results
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.processes import scratch_supabase
@@ -60,7 +60,6 @@ class Plan:
     herds: int = 20
     lease_seconds: int = 60
     connections: int = 10
-    rules: Rules = AS_BUILT
 
     def scaled(self, scale: float) -> Plan:
         def less(number: float, least: float) -> int:
@@ -108,7 +107,6 @@ class Stage:
             self.rest,
             [gpu] * workers,
             lease_seconds=self.plan.lease_seconds,
-            rules=self.plan.rules,
             seed=SEED,
         )
         zero = self._value("select clock_timestamp()")

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from hashlib import md5
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,9 +16,11 @@ from realtime import AsyncRealtimeClient
 
 from benchmarks.fleet_rest import Refused, Rest
 from ourvidz_sdxl.local import EmbeddedSupabase
-from ourvidz_sdxl.wakeup import SECOND_LOOK_SECONDS
+from ourvidz_sdxl.settings import Settings
+from ourvidz_sdxl.wakeup import PRIVATE, SECOND_LOOK_SECONDS, SHARDS
 
 TIMER_SECONDS = 30.0  # POLL_INTERVAL_CONNECTED_SECONDS
+PREFETCH_SECONDS = float(Settings.model_fields["prefetch_seconds"].default)
 LANES = 2  # MAX_CONCURRENT_JOBS: one is painted, one is ready
 UPLOAD_SECONDS = 0.2  # as benchmarks/overlap.py has it
 JOB_TYPES = ["sdxl_image_fast", "sdxl_image_high"]
@@ -41,37 +42,25 @@ H100 = Gpu(name="H100", fastest_seconds=0.67, slowest_seconds=0.75)  # measured:
 RTX = Gpu(name="RTX", fastest_seconds=3.0, slowest_seconds=8.0)  # not measured: what such cards take with the plain engine
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What might be otherwise. A shard is a topic that some of the workers hear; with `prefetch_seconds` the next job is claimed so
-    long before a painting ends, and not when it begins."""
-
-    shards: int = 0
-    prefetch_seconds: float | None = None
-
-
-AS_BUILT = Rules(prefetch_seconds=2)  # PREFETCH_SECONDS, whose default it is
-
-
 class Worker:
     """One process with its GPU. `run` claims until it is cancelled; what it holds is then left to its lease."""
 
     def __init__(
-        self, name: str, target: str, rest: Rest, seconds_per_unit: float, lease_seconds: int, rules: Rules, chance: random.Random
+        self, name: str, target: str, rest: Rest, seconds_per_unit: float, lease_seconds: int, chance: random.Random
     ) -> None:
         self.seconds_per_unit = seconds_per_unit
         self.name = name
         self._target = target
         self._rest = rest
         self._lease_seconds = lease_seconds
-        self._rules = rules
-        self.shard = int(md5(name.encode(), usedforsecurity=False).hexdigest()[:4], 16) % max(1, rules.shards)
+        self.shard = chance.randrange(SHARDS)
         self._beat_seconds = lease_seconds / 4  # reports come as often
         self._chance = chance
         self._gpu = asyncio.Lock()
         self._hint = asyncio.Event()
         self._in_lanes = 0
         self._painted_at = 0.0
+        self._idle_at = time.perf_counter()
         self._jobs: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -95,9 +84,7 @@ class Worker:
             self._hint.set()
 
     def _has_room(self) -> bool:
-        if self._in_lanes == 0 or self._rules.prefetch_seconds is None:
-            return self._in_lanes < LANES
-        return self._in_lanes < LANES and self._painted_at - time.perf_counter() <= self._rules.prefetch_seconds
+        return not self._in_lanes or (self._in_lanes < LANES and self._painted_at - time.perf_counter() <= PREFETCH_SECONDS)
 
     async def _run(self) -> None:
         hinted = False
@@ -138,11 +125,9 @@ class Worker:
         try:
             async with self._gpu:
                 self._painted_at = time.perf_counter() + seconds
-                if (early := self._rules.prefetch_seconds) is not None and seconds > early:
-                    await asyncio.sleep(seconds - early)
-                    self._hint.set()
-                    seconds = early
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(max(0.0, seconds - PREFETCH_SECONDS))
+                self._hint.set()
+                await asyncio.sleep(min(seconds, PREFETCH_SECONDS))
             self._in_lanes -= 1
             self._hint.set()
             await asyncio.sleep(UPLOAD_SECONDS)
@@ -153,6 +138,7 @@ class Worker:
             pass  # counted there; the lease ends
         finally:
             beats.cancel()
+            self._idle_at = time.perf_counter()
 
     async def _renew(self, job: str, token: object) -> None:
         progress = 0
@@ -165,22 +151,25 @@ class Worker:
                 continue
 
     async def _keep_house(self) -> None:
-        await asyncio.sleep(self._chance.uniform(0, self._beat_seconds))  # a fleet did not start in one moment
+        pause = self._chance.uniform(0, self._beat_seconds)  # a fleet did not start in one moment
         facts = {
             "target_worker": self._target,
             "host": "h",
             "gpu": "simulated",
             "version": "1",
             "report_seconds": self._beat_seconds,
+            "max_jobs": LANES,
         }
         while True:
             try:
-                await self._rest.rpc("report_worker", self.name, "ready", facts | {"max_jobs": LANES})
+                idle = 0.0 if self._jobs else time.perf_counter() - self._idle_at
+                await self._rest.rpc("report_worker", self.name, "ready", facts | {"idle_seconds": idle})
                 await self._rest.rpc("sweep_orphans")
                 await self._rest.rpc("retire_jobs")
             except Refused:
                 pass
-            await asyncio.sleep(self._beat_seconds)
+            await asyncio.sleep(pause)
+            pause = self._beat_seconds
 
 
 def image(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -200,17 +189,15 @@ class Fleet:
         gpus: Iterable[Gpu],
         *,
         lease_seconds: int,
-        rules: Rules,
         seed: int,
     ) -> None:
         chance = random.Random(seed)
         self.target = target
         self.workers = [
-            Worker(f"{target}-{number}", target, rest, gpu.draw(chance), lease_seconds, rules, random.Random(seed + number))
+            Worker(f"{target}-{number}", target, rest, gpu.draw(chance), lease_seconds, random.Random(seed + number))
             for number, gpu in enumerate(gpus)
         ]
         self._supabase = supabase
-        self._rules = rules
         self.wakes = 0
         self.everybody = tuple(self.workers)  # the dead ones, too
 
@@ -229,16 +216,7 @@ class Fleet:
             f"{self._supabase.url}/realtime/v1", token=self._supabase.secret_key, auto_reconnect=False, max_retries=1
         )
         for topic, listeners in self.listeners().items():
-            channel = client.channel(
-                topic,
-                {
-                    "config": {
-                        "private": True,
-                        "broadcast": {"ack": False, "self": False},
-                        "presence": {"key": "", "enabled": False},
-                    }
-                },
-            )
+            channel = client.channel(topic, PRIVATE)
             channel.on_broadcast("wake", partial(self._woken, listeners))
             await channel.subscribe()
         for worker in self.workers:
@@ -252,7 +230,7 @@ class Fleet:
     def listeners(self) -> dict[str, list[Worker]]:
         """Who hears what is said on each topic."""
         topics = {f"worker:{self.target}": list(self.workers)}
-        for worker in self.workers if self._rules.shards else ():
+        for worker in self.workers:
             topics.setdefault(f"worker:{self.target}:{worker.shard}", []).append(worker)
         return topics
 

@@ -13,11 +13,12 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import structlog
-from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, Message, RealtimeSubscribeStates
+from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, Message, RealtimeChannelOptions, RealtimeSubscribeStates
 
 from ourvidz_sdxl.metrics import REALTIME_RECONNECTS, WAKES, Wake
 from ourvidz_sdxl.settings import Settings
@@ -28,6 +29,10 @@ HEARTBEAT_SECONDS = 10.0  # a silent connection is found within two of them; Rea
 JOIN_SECONDS = 6.0
 FAREWELL_SECONDS = 1.0  # for a close frame when the worker ends
 HEARTBEAT_TOPIC = "phoenix"
+PRIVATE: RealtimeChannelOptions = {
+    "config": {"private": True, "broadcast": {"ack": False, "self": False}, "presence": {"key": "", "enabled": False}}
+}
+SHARDS = 64  # of a target's topic; private.wake tells only some of them in a large fleet
 
 # After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
 # shows it to others: the first look can come too early.
@@ -54,6 +59,8 @@ class Wakeup:
         self._settings = settings
         self._on_cancel = on_cancel
         self._heartbeat_seconds = heartbeat_seconds
+        topic = f"worker:{settings.target_worker}"
+        self._topics = topic, f"{topic}:{random.randrange(SHARDS)}"  # noqa: S311  which one does not matter
         self._farewells: set[asyncio.Task[None]] = set()
         self._hint = threading.Event()
         self._hinted = False
@@ -134,15 +141,19 @@ class Wakeup:
         """One connection, from join to loss; returns why it was lost."""
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def on_state(state: RealtimeSubscribeStates, error: Exception | None) -> None:
+        joined: set[str] = set()
+
+        def on_state(topic: str, state: RealtimeSubscribeStates, error: Exception | None) -> None:
             if lost.done():
                 return  # a client that was given up already may still be told what it asked for
-            if state is RealtimeSubscribeStates.SUBSCRIBED:
+            if state is not RealtimeSubscribeStates.SUBSCRIBED:
+                lost.set_result(f"{state.value}: {error}")
+                return
+            joined.add(topic)
+            if len(joined) == len(self._topics):
                 log.info("realtime_subscribed")
                 self._connected.set()
                 self.wake(Wake.SUBSCRIBED)
-            else:
-                lost.set_result(f"{state.value}: {error}")
 
         client = AsyncRealtimeClient(
             f"{self._settings.supabase_url}/realtime/v1",
@@ -150,22 +161,14 @@ class Wakeup:
             auto_reconnect=False,
             max_retries=1,
         )
-        channel = client.channel(
-            f"worker:{self._settings.target_worker}",
-            {
-                "config": {
-                    "private": True,
-                    "broadcast": {"ack": False, "self": False},
-                    "presence": {"key": "", "enabled": False},
-                }
-            },
-        )
-        channel.on_broadcast("wake", lambda _: self._woken())
-        channel.on_broadcast("cancel", self._cancel)
         beats: asyncio.Task[str] | None = None
         try:
             async with asyncio.timeout(JOIN_SECONDS):
-                await channel.subscribe(on_state)
+                for topic in self._topics:
+                    channel = client.channel(topic, PRIVATE)
+                    channel.on_broadcast("wake", lambda _: self._woken())
+                    channel.on_broadcast("cancel", self._cancel)
+                    await channel.subscribe(partial(on_state, topic))
             beats = asyncio.create_task(self._beat(client))
             await asyncio.wait({lost, beats}, return_when=asyncio.FIRST_COMPLETED)
             return lost.result() if lost.done() else beats.result()

@@ -69,26 +69,46 @@ exception when others then
   raise warning 'realtime.send to % failed: %', p_topic, sqlerrm;
 end $$;
 
--- One wake a statement and target, however many rows it inserts. A hint only: the worker's timer gets every job done without it.
--- None while fifty others are due already: then nobody is idle, and who paints comes back by himself. Each wake is delivered to every
--- worker, and Realtime's limits count deliveries.
+-- Tells workers that so many jobs came. A hint only: the worker's timer gets every job done without it.
+-- Nobody is told while fifty others are due already: then nobody is idle, and who paints comes back by himself.
+-- Each wake is delivered to all who hear its topic, which is what Realtime's limits count, and each of them that is idle looks twice.
+-- So a worker hears worker:<target>, and worker:<target>:<n> with an n of its own from 0 to 63 (ourvidz_sdxl/wakeup.py), and of
+-- those shards so many are told that about four of the idle workers hear of each job. That they were idle is as old as their last report; if
+-- none of the told ones is any more, one of the others looks by its timer: with more than 32 of them that is soon.
+create function private.wake(p_target text, p_jobs bigint) returns void
+language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
+declare
+  v_idle bigint;
+begin
+  if exists (select from public.jobs j where j.status = 'queued' and j.target_worker = p_target and j.run_at <= now()
+              order by j.priority, j.fair_key, j.id offset p_jobs + 49 limit 1) then
+    return;
+  end if;
+  select count(*) into v_idle from public.workers w
+   where w.target_worker = p_target and w.state = 'ready' and w.idle_since is not null and private.is_live(w);
+  if v_idle <= 32 * p_jobs then
+    perform private.send('{}', 'wake', 'worker:' || p_target);
+  else
+    perform private.send('{}', 'wake', 'worker:' || p_target || ':' || (v_first.n + i) % 64)
+       from (select floor(64 * random())::integer as n) v_first, generate_series(0, ceil(4.0 * 64 * p_jobs / v_idle)::integer - 1) i;
+  end if;
+end $$;
+
+-- One wake a statement and target, however many rows it inserts, and a worker more if one may be asked for.
 -- A delayed job wakes, too: the empty claim that follows tells the worker when to come back.
 create function private.jobs_wake() returns trigger
-language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
+language plpgsql security definer set search_path = '' as $$
 declare
   v_target text;
   v_jobs bigint;
 begin
   for v_target, v_jobs in select n.target_worker, count(*) from new_rows n where n.status = 'queued' group by n.target_worker loop
-    if not exists (select from public.jobs j where j.status = 'queued' and j.target_worker = v_target and j.run_at <= now()
-                    order by j.priority, j.fair_key, j.id offset v_jobs + 49 limit 1) then
-      perform private.send('{}', 'wake', 'worker:' || v_target);
-    end if;
+    perform private.wake(v_target, v_jobs);
     if exists (select from public.fleet_settings f
                 where f.target_worker = v_target
                   and f.max_workers > (select count(*) from public.worker_starts s
                                         where s.target_worker = v_target and s.state in ('asking', 'requested', 'running'))) then
-      perform private.call_fleet(v_target);   -- one more worker may be asked for
+      perform private.call_fleet(v_target);
     end if;
   end loop;
   return null;
@@ -106,7 +126,7 @@ begin
     insert into public.job_events (job_id, status, attempt, worker, error_code)
     values (new.id, new.status, new.attempts, new.leased_by, new.error_code);
     if new.status = 'queued' and tg_op = 'UPDATE' and new.run_at <= now() then
-      perform private.send('{}', 'wake', 'worker:' || new.target_worker);   -- a worker gave it back
+      perform private.wake(new.target_worker, 1);   -- a worker gave it back
     end if;
     if new.status = 'completed' then
       select jsonb_agg(to_jsonb(i) order by i.index) into v_images from public.job_images i where i.job_id = new.id;

@@ -407,7 +407,7 @@ def test_the_history_tells_it_all(db: Database, user: User, caller: Caller) -> N
 
 
 class TestFairOrder:
-    """A job begins, in virtual time, where the head of the queue or its user's last one ends, and goes in the order of its own end."""
+    """In virtual time a job begins where the head of the queue or its user's last one ends, and goes by its own end."""
 
     def order(self, caller: Caller) -> list[str]:
         return [row["user_id"] for row in caller.claim(str(uuid4()), limit=50)["jobs"]]
@@ -472,7 +472,7 @@ class TestFairOrder:
         for _ in range(3):
             insert(db, new_user(db))
         insert(db, large, batch_size=6)
-        order = []
+        order: list[str] = []
         while large not in order and len(order) < 40:
             order.append(caller.claim(str(uuid4()))["jobs"][0]["user_id"])
             insert(db, new_user(db))
@@ -516,22 +516,6 @@ class TestADelayedJob:
         insert(db, new_user(db))
         db.execute("update public.jobs set run_at = now() + interval '5 s' where id <> %s", (job_id,))
         assert 3_000 < caller.claim(str(uuid4()))["next_run_in_ms"] <= 5_000
-
-
-def test_nobody_is_woken_while_fifty_others_wait_already(db: Database) -> None:
-    insert(db, new_user(db), 49)
-    woken, user_id = wakes(db), new_user(db)
-    insert(db, user_id)
-    insert(db, user_id, run_at="2100-01-01")
-    assert wakes(db) == woken + 2, "49 others, and 50 with one that is put off"
-    insert(db, user_id, 3)
-    assert wakes(db) == woken + 2
-
-
-def test_one_statement_wakes_once_however_many_rows_it_inserts(db: Database) -> None:
-    woken = wakes(db)
-    insert(db, new_user(db), 100)
-    assert wakes(db) == woken + 1
 
 
 def test_the_user_hears_every_change_once(db: Database, user: User, caller: Caller) -> None:

@@ -191,6 +191,7 @@ private.jobs_before_update  unknown    unknown  unknown  unknown   unknown
 private.jobs_changed        unknown    unknown  unknown  unknown   unknown
 private.jobs_wake           unknown    unknown  unknown  unknown   unknown
 private.send                unknown    unknown  unknown  unknown   unknown
+private.wake                unknown    unknown  unknown  unknown   unknown
 the list of all functions   refused    refused  refused  refused   yes
 """)
 
@@ -466,6 +467,7 @@ def try_function(name: str, w: World, actor: Actor) -> object:
         "private.jobs_ahead": {"p_job": w.waiting},
         "private.backoff": {"p_attempt": 1},
         "private.send": {"p_payload": {}, "p_event": "cancel", "p_topic": "worker:sdxl"},
+        "private.wake": {"p_target": TARGET, "p_jobs": 1},
     }
     if name == "the list of all functions":
         answer = httpx.get(f"{w.supabase.url}/rest/v1/", headers=actor.headers)
