@@ -13,8 +13,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from realtime import AsyncRealtimeClient
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay
 
 from benchmarks.fleet_rest import Refused, Rest
+from ourvidz_sdxl.connection import PAUSE
 from ourvidz_sdxl.local import EmbeddedSupabase
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.wakeup import PRIVATE, SECOND_LOOK_SECONDS, SHARDS
@@ -133,7 +135,10 @@ class Worker:
             await asyncio.sleep(UPLOAD_SECONDS)
             images = [image(row, index) for index in range(row["batch_size"])]
             metrics = {"generation_time": 1.0, "vram_usage": 9000, "i2i_mode": "text", "steps": 25}
-            await self._rest.rpc("finish_job", row["id"], token, "completed", images, None, metrics)
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(Refused), wait=PAUSE, stop=stop_after_delay(self._lease_seconds), reraise=True
+            )
+            await retrying(self._rest.rpc, "finish_job", row["id"], token, "completed", images, None, metrics)
         except Refused:
             pass  # counted there; the lease ends
         finally:

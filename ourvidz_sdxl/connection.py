@@ -21,6 +21,7 @@ T = TypeVar("T")
 PASSING_STATUS = {"423", "429", "500", "502", "503", "504", "544"}
 # PostgREST without its database, then the SQLSTATE classes for connection, resources, shutdown or timeout, and rollback.
 PASSING_CODE_PREFIXES = ("PGRST00", "08", "53", "57", "40")
+PAUSE = wait_random_exponential(multiplier=0.25, max=5)
 
 
 def connect(settings: Settings) -> Client:
@@ -56,7 +57,7 @@ def patiently(call: Callable[[], T], *, seconds: float, name: str) -> T:
 
     retrying = Retrying(
         retry=retry_if_exception(is_passing),
-        wait=wait_random_exponential(multiplier=0.25, max=5),
+        wait=PAUSE,
         stop=stop_after_delay(seconds),
         before_sleep=again,
         reraise=True,
