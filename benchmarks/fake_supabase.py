@@ -14,8 +14,13 @@ import sys
 import threading
 import time
 from collections import deque
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 class Edge(BaseHTTPRequestHandler):
@@ -28,7 +33,7 @@ class Edge(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/jobs":
-            self.waiting.extend(json.loads(body))
+            self.waiting.extend(row | {"created_at": now(), "run_at": now()} for row in json.loads(body))
             return self._answer(None)
         if self.path.startswith("/storage/"):
             time.sleep(self.upload_seconds)
@@ -36,11 +41,11 @@ class Edge(BaseHTTPRequestHandler):
         time.sleep(self.request_seconds)
         match self.path.rpartition("/")[2]:
             case "claim_jobs":
-                rows = [self.waiting.popleft()] if self.waiting else []
+                rows = [self.waiting.popleft() | {"started_at": now()}] if self.waiting else []
                 return self._answer({"jobs": rows, "more": False, "next_run_in_ms": None})
             case "heartbeat_jobs":
                 return self._answer([{"verdict": "ok"}])
-            case "sweep_orphans":
+            case "sweep_orphans" | "retire_jobs":
                 return self._answer([])
             case "finish_job":
                 print(json.loads(body)["p_outcome"], flush=True)

@@ -62,7 +62,11 @@ class Supabase:
 def fake_supabase(upload_ms: float) -> Iterator[Supabase]:
     command = [sys.executable, "-m", "benchmarks.fake_supabase", "--upload-ms", str(upload_ms)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Supabase(process)  # leaving the block closes its standard input, and waits for its end
+        assert process.stdin
+        try:
+            yield Supabase(process)
+        finally:
+            process.stdin.close()  # first of all: it ends then, and with it whoever still reads
 
 
 class Paintings:
