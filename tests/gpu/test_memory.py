@@ -40,25 +40,26 @@ def allow(mebibytes: int) -> None:
 
 @pytest.mark.parametrize("kind", [SdxlEngine, FastEngine])
 def test_a_batch_that_does_not_fit_is_painted_frugally_and_the_engine_goes_on(kind: type[SdxlEngine]) -> None:
-    allow(torch.cuda.get_device_properties(0).total_memory >> 20)
+    others = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() >> 20  # what earlier tests' graphs keep, counts as well
     engine = kind.load(Path(os.environ["CHECKPOINT"]))
     loaded = torch.cuda.memory_allocated() >> 20
     whole = [np.asarray(image) for image in engine.paint(PLAN, None, lambda _done, _total: None)]
+    kept = torch.cuda.memory_allocated() >> 20  # with the workspaces that the first painting made
     peak = engine.peak_vram_mb() or 0
     [alone] = engine.paint(replace(PLAN, seeds=(1,)), None, lambda _done, _total: None, frugal=True)
     frugal_peak = engine.peak_vram_mb() or 0
     assert loaded < frugal_peak < peak, (loaded, frugal_peak, peak)  # on an H100, the plain engine: 6732, 7380 and 9201 MiB
 
-    allow((peak + frugal_peak) // 2)  # too little for the batch, enough for its pieces
+    allow(others + (peak + frugal_peak) // 2)  # too little for the batch, enough for its pieces
     with pytest.raises(OutOfMemory):
         engine.paint(PLAN, None, lambda _done, _total: None)
-    assert torch.cuda.memory_allocated() >> 20 <= loaded + 64, "nothing of the failed job is kept"
+    assert torch.cuda.memory_allocated() >> 20 <= kept + 16, "nothing of the failed job is kept"
     pieces = [np.asarray(image) for image in engine.paint(PLAN, None, lambda _done, _total: None, frugal=True)]
     assert len(pieces) == 6
     # not to the bit: cuDNN chooses its algorithms by the memory that is free
     assert np.abs(pieces[0].astype(int) - np.asarray(alone)).mean() < 1, "whatever failed before it"
 
-    allow(loaded + 16)  # too little for anything
+    allow(others + loaded + 16)  # too little for anything
     with pytest.raises(OutOfMemory):
         engine.paint(PLAN, None, lambda _done, _total: None, frugal=True)
     allow(torch.cuda.get_device_properties(0).total_memory >> 20)
