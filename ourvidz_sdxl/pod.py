@@ -21,8 +21,7 @@ class _Passing(Exception):
 def remove_own_pod(settings: Settings) -> bool:
     """Asks RunPod to remove this pod, which kills this process too; False, at once, where it is in none or may not ask.
 
-    DELETE /v1/pods/{id}: https://docs.runpod.io/api-reference/pods/DELETE/pods/podId (204). What must stay lies on a network
-    volume.
+    DELETE /v2/pods/{id}: deletePod of https://api.runpod.io/v2/openapi.json (204). What must stay lies on a network volume.
     """
     if not (settings.runpod_pod_id and settings.runpod_api_key):
         return False

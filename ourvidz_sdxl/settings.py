@@ -40,7 +40,7 @@ class Settings(BaseModel):
     target_worker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sdxl"
     runpod_pod_id: Annotated[str, Field(max_length=200)] | None = None
     runpod_api_key: SecretStr | None = None
-    runpod_rest_url: Annotated[str, Field(pattern=r"^https?://[^\s]+[^\s/]$")] = "https://rest.runpod.io/v1"
+    runpod_rest_url: Annotated[str, Field(pattern=r"^https?://[^\s]+[^\s/]$")] = "https://api.runpod.io/v2"
     idle_exit_minutes: Annotated[float, Field(ge=0)] = 0
     job_types: tuple[JobType, ...] = (JobType.FAST, JobType.HIGH)
 

@@ -1,7 +1,7 @@
 """A template on RunPod, made or brought up to date: `python -m tools.runpod_template [FILE] --image IMAGE`.
 
-FILE (default: deploy/runpod/template.json) is the body that RunPod's REST API wants; it is checked first, the worker's settings in
-it as the worker itself would. A template of that name is changed, else one is made, so that a second call does no harm, whatever
+FILE (default: deploy/runpod/template.json) is the body that RunPod's REST API v2 wants; it is checked first, the worker's settings
+in it as the worker itself would. A template of that name is changed, else one is made, so that a second call does no harm, whatever
 became of the first. The template's id is all that it prints on standard output. Secrets are named, never written, in a template.
 
 Exit status: 0 done, 1 the file or a setting is wrong and RunPod was not asked, 2 a wrong option, 3 RunPod did not do it.
@@ -26,7 +26,7 @@ from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.settings import OLDER_NAMES, Settings
 
 FILE = Path(__file__).parents[1] / "deploy" / "runpod" / "template.json"
-REST_URL = "https://rest.runpod.io/v1"
+REST_URL = "https://api.runpod.io/v2"
 TIMEOUT_SECONDS = 30
 WORDS = 300  # characters of RunPod's answer that are shown
 
@@ -36,8 +36,6 @@ SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
 NOT_SHARED = {"RUNPOD_POD_ID", "WORKER_ID"}
 # What else libraries read.
 OTHERS = ("OTEL_", "CUDA_", "NVIDIA_", "PYTORCH_", "TRITON_")
-# Read at the making of a template only: https://docs.runpod.io/api-reference/templates/PATCH/templates/templateId
-MADE_ONCE = {"category", "isServerless"}
 
 Lines = list[str]
 
@@ -50,31 +48,47 @@ class Refused(Exception):
     """RunPod did not do it, in its own words."""
 
 
-class Template(BaseModel):
-    """The fields of https://docs.runpod.io/api-reference/templates/POST/templates, under their own names; no others are taken."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class PersistentMount(_Part):
+    """A disk of the pod's own, beside the container's: it outlives the container, and not the pod. RunPod advises against it."""
+
+    size: Annotated[int, Field(ge=10)]  # GB
+    path: Annotated[str, Field(pattern=r"^/.+")]
+
+
+class Mounts(_Part):
+    persistent: PersistentMount
+
+
+class Template(_Part):
+    """The fields of CreateTemplateRequest in https://api.runpod.io/v2/openapi.json, under their own names; no others are taken.
+
+    What RunPod would start in the container besides (sshd, Jupyter) is off unless the file says otherwise; its own default is on.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     # Docker's own rule: a repository's name is in small letters
-    image_name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?$")]
+    image: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?$")]
+    allowed_cuda_versions: list[Annotated[str, Field(pattern=r"^\d+\.\d+$")]] = []
+    args: str = ""
     category: Literal["NVIDIA", "AMD", "CPU"] = "NVIDIA"
-    container_disk_in_gb: Annotated[int, Field(ge=1)] = 50
-    container_registry_auth_id: str | None = None
-    docker_entrypoint: list[str] = []
-    docker_start_cmd: list[str] = []
+    disk: Annotated[int, Field(ge=1)] = 60  # GB
     env: dict[str, str] = {}
-    is_public: bool = False
-    is_serverless: bool = False
+    mounts: Mounts | None = None
     ports: list[Annotated[str, Field(pattern=r"^\d{1,5}/(http|tcp)$")]] = []
-    readme: str = ""
-    volume_in_gb: Annotated[int, Field(ge=0)] = 20
-    volume_mount_path: Annotated[str, Field(pattern=r"^/.+")] = "/workspace"
+    public: bool = False
+    registry: str | None = None
+    serverless: bool = False
+    start_jupyter: bool = False
+    start_ssh: bool = False
 
     @property
     def body(self) -> dict[str, Any]:
         """All fields, also those that the file leaves out, so that an older template's values do not stay."""
-        return self.model_dump(by_alias=True, exclude_none=True)
+        return self.model_dump(by_alias=True, exclude=set() if self.mounts else {"mounts"})
 
 
 def read_template(text: str, image: str | None = None, env: Mapping[str, str] | None = None) -> Template:
@@ -86,7 +100,7 @@ def read_template(text: str, image: str | None = None, env: Mapping[str, str] | 
     if not isinstance(given, dict):
         raise Wrong("this is no JSON object")
     if image:
-        given["imageName"] = image
+        given["image"] = image
     if env and isinstance(given.setdefault("env", {}), dict):
         given["env"] |= env
     try:
@@ -102,8 +116,8 @@ def _told(fault: Any) -> str:
     place = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"{place}: RunPod's API has no such field"
-    if place == "imageName" and fault["type"] == "string_pattern_mismatch":
-        return "imageName: this is not the name of an image; --image gives the one that was pushed"
+    if place == "image" and fault["type"] == "string_pattern_mismatch":
+        return "image: this is not the name of an image; --image gives the one that was pushed"
     return f"{place}: {fault['msg']}"
 
 
@@ -146,15 +160,20 @@ class RunPod:
         there = next((one for one in self._list() if one.get("name") == template.name), None)
         if there is None:
             return self._id_of(self._ask("POST", "/templates", template.body)), True
-        if bool(there.get("isServerless")) != template.is_serverless:
-            kind = "serverless" if there.get("isServerless") else "pods"
-            raise Refused(f"there is a template {template.name} for {kind} already, and RunPod does not let it become another kind")
-        changes = {name: value for name, value in template.body.items() if name not in MADE_ONCE}
-        self._ask("PATCH", f"/templates/{self._id_of(there)}", changes)
+        if there.get("serverless") is not template.serverless:
+            kind = "serverless" if there.get("serverless") else "pods"
+            raise Refused(f"there is a template {template.name} for {kind} already, which would be lost; choose another name")
+        if (there.get("mounts") or {}).get("persistent") and not template.mounts:
+            raise Refused(
+                f"the template {template.name} has a disk of its own, which RunPod lets nobody take away; delete it and call again,"
+                " and mind that its id is another one then"
+            )
+        self._ask("PATCH", f"/templates/{self._id_of(there)}", template.body)
         return self._id_of(there), False
 
     def _list(self) -> list[dict[str, Any]]:
-        found = self._ask("GET", "/templates")
+        answer = self._ask("GET", "/templates")
+        found = answer.get("templates") if isinstance(answer, dict) else None
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise Refused("RunPod's list of templates is not what its documentation says")
         return found
@@ -187,13 +206,14 @@ class RunPod:
 
 
 def _words(answer: requests.Response) -> str:
+    """The explanation of an ErrorResponse, and what is wrong with each field, where the answer is one."""
     try:
         said = answer.json()
-        said = said[0] if isinstance(said, list) and said else said
-        said = (said.get("error") or said.get("message") or said) if isinstance(said, dict) else said
-        return (said if isinstance(said, str) else json.dumps(said))[:WORDS]
     except requests.JSONDecodeError:
         return answer.text[:WORDS]
+    if not isinstance(said, dict) or "detail" not in said:
+        return answer.text[:WORDS]
+    return "; ".join(map(str, [said["detail"], *(said.get("errors") or [])]))[:WORDS]
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -215,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tools.runpod_template", description="Makes a template on RunPod, or changes it."
     )
     parser.add_argument("file", nargs="?", type=Path, default=FILE, help="the template (default: deploy/runpod/template.json)")
-    parser.add_argument("--image", help="the image, in place of the file's imageName")
+    parser.add_argument("--image", help="the image, in place of the file's")
     parser.add_argument(
         "--env", action="append", type=_assignment, default=[], metavar="NAME=VALUE", help="a setting of the worker's more"
     )
@@ -238,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refused as refused:
         print(refused, file=sys.stderr)
         return 3
-    print(f"{'made' if is_new else 'changed'} the template {template.name}, for {template.image_name}", file=sys.stderr)
+    print(f"{'made' if is_new else 'changed'} the template {template.name}, for {template.image}", file=sys.stderr)
     print(template_id)
     return 0
 

@@ -24,12 +24,12 @@ SOON: dict[str, Any] = {"idle_exit_minutes": 2 / 60, "poll_interval_connected_se
 def runpod() -> Iterator[FakeRunPod]:
     with FakeRunPod() as running:
         for pod_id in ("mine", "another"):
-            running.pods[pod_id] = {"id": pod_id, "name": pod_id, "desiredStatus": "RUNNING"}
+            running.pods[pod_id] = {"id": pod_id, "name": pod_id, "status": "RUNNING"}
         yield running
 
 
 def in_a_pod(runpod: FakeRunPod, **others: Any) -> dict[str, Any]:
-    given = {"runpod_pod_id": "mine", "runpod_api_key": runpod.key, "runpod_rest_url": f"{runpod.url}/v1"}
+    given = {"runpod_pod_id": "mine", "runpod_api_key": runpod.key, "runpod_rest_url": runpod.rest_url}
     return {"target_worker": TARGET} | SOON | given | others
 
 
@@ -57,7 +57,7 @@ def test_the_supervisor_removes_the_pod_when_all_have_ended(supabase: EmbeddedSu
         worker.wait_for("pod_removed", pod_id="mine")
         assert worker.wait_for_exit() == ExitCode.DRAINED
     assert set(runpod.pods) == {"another"}
-    assert len(runpod.requests) == 1
+    assert runpod.requests == runpod.asked("DELETE", "/pods/mine")
 
 
 def test_a_pod_that_is_told_to_stop_is_left_to_who_told_it(supabase: EmbeddedSupabase, runpod: FakeRunPod) -> None:
@@ -100,6 +100,6 @@ def test_what_cannot_be_removed_is_said_and_stays(supabase: EmbeddedSupabase, ru
 
 
 def test_outside_of_a_pod_nobody_is_asked(supabase: EmbeddedSupabase, runpod: FakeRunPod) -> None:
-    assert not remove_own_pod(settings(supabase, runpod_rest_url=f"{runpod.url}/v1"))
-    assert not remove_own_pod(settings(supabase, runpod_pod_id="mine", runpod_rest_url=f"{runpod.url}/v1"))
+    assert not remove_own_pod(settings(supabase, runpod_rest_url=runpod.rest_url))
+    assert not remove_own_pod(settings(supabase, runpod_pod_id="mine", runpod_rest_url=runpod.rest_url))
     assert runpod.requests == []

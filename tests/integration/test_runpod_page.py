@@ -1,8 +1,8 @@
 """docs/runpod.md, walked through: every block of it is run, in its order, and at its end there is a picture.
 
-Stand-ins: `docker`, `git` and `make`, which check what they are told and do little, RunPod (tests/fake_runpod.py), and for the
-hosted Supabase the embedded one; `supabase db push` is the real CLI. The pod is a worker process with the environment that the
-template and RunPod give it, and nothing else; its volume has the bundled model where the template says that the model is
+Stand-ins: `docker`, `git` and `make`, which check what they are told and do little, RunPod (tests/fake_runpod.py, where `curl` is
+led to), and for the hosted Supabase the embedded one; `supabase db push` is the real CLI. The pod is a worker process with the
+environment that RunPod gives it, and nothing else; its volume has the bundled model where the template says that the model is
 (tests/unit/test_download.py fetches one).
 """
 
@@ -38,6 +38,7 @@ YOURS = {
     "YOUR-STORE": "models.example",
     "THE-FILES-SHA-256": "5" * 64,
     "YOUR-VOLUME": "volume-1",
+    "YOUR-DATA-CENTER": "EU-SE-1",
     "YOUR-ENDPOINT": "endpoint-1",
     "rpa_YOURS": FakeRunPod.key,
 }
@@ -45,6 +46,12 @@ STAND_INS = {
     "python": 'exec {python} "$@"',
     "git": '[ "$1" = clone ] && mkdir "$(basename "$2")" && ln -s {root}/* {root}/.[a-z]* "$(basename "$2")"',
     "make": '[ "$1" = setup ]',
+    "curl": """for one in "$@"; do
+      shift
+      case "$one" in https://api.runpod.io/v2/*) one="$RUNPOD_REST_URL/${one#https://api.runpod.io/v2/}" ;; https:*) exit 64 ;; esac
+      set -- "$@" "$one"
+    done
+    exec /usr/bin/curl "$@\"""",
     "docker": """case "$1" in
       login) ;;
       build) [ "$2 $3 $4 $6" = "--platform linux/amd64 --tag ." ] && [ -f Dockerfile ] && echo "$5" >> {folder}/built ;;
@@ -142,11 +149,11 @@ def secrets_of(reader: Reader) -> dict[str, str]:
 @contextmanager
 def pod_of(runpod: FakeRunPod, pod: Record, secrets: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """What RunPod does with a pod: the volume is mounted, the template's secrets are put in, the image's own command is run."""
-    template = runpod.templates[pod["templateId"]]
-    assert (template["dockerEntrypoint"], template["dockerStartCmd"], template["ports"]) == ([], [], [])
+    assert (pod["args"], pod["ports"]) == ("", []), "the image's own command, and no way in"
     volume = folder / "volume"
-    resolved = {name: SECRET.sub(lambda found: secrets[found[1]], value) for name, value in template["env"].items()}
-    env = {name: value.replace(template["volumeMountPath"], str(volume), 1) for name, value in resolved.items()}
+    [mount] = pod["mounts"]["network"]
+    resolved = {name: SECRET.sub(lambda found: secrets[found[1]], value) for name, value in pod["env"].items()}
+    env = {name: value.replace(mount["path"], str(volume), 1) for name, value in resolved.items()}
     model = Path(env["MODEL_PATH"])
     assert model.is_relative_to(volume), "it would be fetched by each pod anew"
     model.parent.mkdir(parents=True)
@@ -173,13 +180,13 @@ def wait_for_pod(runpod: FakeRunPod, meanwhile: subprocess.Popen[str]) -> Record
 
 def test_the_page_leads_to_the_first_picture() -> None:
     with scratch_folder() as folder, FakeRunPod() as runpod, ExitStack() as running:
-        reader = Reader(folder=folder, environ={"RUNPOD_REST_URL": f"{runpod.url}/v1"})
+        reader = Reader(folder=folder, environ={"RUNPOD_REST_URL": runpod.rest_url})
         supabase: EmbeddedSupabase | None = None
         told = ""
         for block in blocks():
             if supabase is None and "supabase db push" in block.text:
                 with (folder / "functions.env").open("a") as settings:
-                    settings.write(f"RUNPOD_REST_URL={runpod.url}/v1\n")
+                    settings.write(f"RUNPOD_REST_URL={runpod.rest_url}\n")
                 supabase = running.enter_context(embedded_supabase(data_dir=folder / "db", functions_env=folder / "functions.env"))
                 assert {"SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY"} <= set(reader.environ)
                 reader.environ |= {"SUPABASE_URL": supabase.url, "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key}
@@ -207,9 +214,12 @@ def test_the_page_leads_to_the_first_picture() -> None:
         assert reader.lines("pushed") == ["docker.io/somebody/ourvidz-sdxl:1", "docker.io/somebody/ourvidz-sdxl:2"]
         kinds = {template["name"]: template for template in runpod.templates.values()}
         assert set(kinds) == {"ourvidz-sdxl", "ourvidz-sdxl-serverless"}
-        assert kinds["ourvidz-sdxl"]["imageName"] == "docker.io/somebody/ourvidz-sdxl:2"
+        assert {template["image"] for template in kinds.values()} == {"docker.io/somebody/ourvidz-sdxl:2"}
         assert kinds["ourvidz-sdxl"]["env"]["MODEL_SHA256"] == "5" * 64
-        assert pod["networkVolumeId"] == "volume-1"
+        assert pod["image"] == "docker.io/somebody/ourvidz-sdxl:1"
+        assert (pod["mounts"]["network"][0]["volumeId"], pod["dataCenterId"]) == ("volume-1", "EU-SE-1")
+        [(endpoint_id, endpoint)] = runpod.endpoints.items()
+        assert (endpoint_id, endpoint["networkVolumes"], endpoint["image"]) == ("endpoint-1", ["volume-1"], pod["image"][:-1] + "2")
         assert "RUNPOD_ENDPOINT_ID=endpoint-1" in reader.lines("functions.env")
 
 

@@ -76,7 +76,7 @@ class Fleet:
         return row
 
     def posts(self) -> int:
-        return len(self.runpod.asked("POST", "/v1/pods"))
+        return len(self.runpod.asked("POST", "/pods"))
 
     def worker(self, worker_id: str, **facts: Any) -> None:
         facts = {"target_worker": TARGET, "host": "h", "version": "1", "max_jobs": 2} | facts
@@ -87,11 +87,12 @@ def edge_settings(runpod: FakeRunPod, **others: str) -> str:
     settings = {
         "FLEET_SECRET": SECRET,
         "RUNPOD_API_KEY": runpod.key,
-        "RUNPOD_REST_URL": f"{runpod.url}/v1",
-        "RUNPOD_SERVERLESS_URL": f"{runpod.url}/v2",
+        "RUNPOD_REST_URL": runpod.rest_url,
+        "RUNPOD_SERVERLESS_URL": runpod.serverless_url,
         "RUNPOD_TEMPLATE_ID": "tpl",
         "RUNPOD_GPU_TYPES": GPUS,
         "RUNPOD_VOLUME_ID": "vol",
+        "RUNPOD_DATA_CENTERS": "EU-SE-1",
         "RUNPOD_TIMEOUT_SECONDS": "0.5",
     } | others
     return "".join(f'{name}="{value}"\n' for name, value in settings.items())
@@ -133,8 +134,15 @@ def test_one_insert_wakes_one_worker_from_nothing(fleet: Fleet, user: User) -> N
     assert time.monotonic() - begun < 5
     [pod] = fleet.runpod.pods.values()
     assert pod["name"] == f"ourvidz-sdxl-{start['id']}"
-    assert (pod["templateId"], pod["networkVolumeId"], pod["gpuCount"]) == ("tpl", "vol", 1)
-    assert pod["gpuTypeIds"] == GPUS.split(", ")
+    assert fleet.runpod.asked("POST", "/pods")[0].body == {
+        "name": pod["name"],
+        "templateId": "tpl",
+        "cloud": "SECURE",
+        "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"},
+        "dataCenterIds": ["EU-SE-1"],
+        "mounts": {"network": [{"volumeId": "vol", "path": "/workspace"}]},
+        "env": {"TARGET_WORKER": "sdxl"},
+    }
     assert (start["provider"], start["pod_id"]) == ("pod", pod["id"])
 
     calls = fleet.calls()
@@ -190,7 +198,7 @@ def test_a_stumbling_runpod_is_asked_again_at_once(fleet: Fleet, user: User) -> 
 def test_one_that_keeps_failing_is_visible_and_asked_again_later(fleet: Fleet, user: User) -> None:
     fleet.runpod.fail_next(99, 500)
     user.insert()
-    health = fleet.wait_for_error("RunPod answered 500: There are no longer any instances")
+    health = fleet.wait_for_error("RunPod answered 500: upstream request failed")
     assert (health["starting_workers"], health["runpod_attempts"], health["waiting"]) == (1, 1, 1)
     assert health["runpod_next_try_at"]
     [asked] = fleet.starts()
@@ -208,6 +216,62 @@ def test_a_refusal_is_told_in_runpods_words_and_not_repeated_at_once(fleet: Flee
     user.insert()
     fleet.wait_for_error("RunPod answered 402")
     assert fleet.posts() == 1
+
+
+def gpus_asked_for(fleet: Fleet) -> list[str]:
+    return [asked.body["gpu"]["id"] for asked in fleet.runpod.asked("POST", "/pods")]
+
+
+@pytest.mark.parametrize("status", [400, 403], ids=["none free", "not for this account"])
+def test_where_a_gpu_is_not_to_be_had_the_next_one_is_asked_for(fleet: Fleet, user: User, status: int) -> None:
+    fleet.runpod.gpus["NVIDIA L40S"] = status
+    user.insert()
+    start = fleet.wait_for_start("requested")
+    assert gpus_asked_for(fleet) == GPUS.split(", ")
+    assert {pod_id: pod["gpu"]["id"] for pod_id, pod in fleet.runpod.pods.items()} == {start["pod_id"]: "NVIDIA GeForce RTX 4090"}
+    assert start["error"] is None
+
+
+def test_where_none_is_to_be_had_runpods_words_are_told_and_the_preferred_one_is_asked_for_again(fleet: Fleet, user: User) -> None:
+    fleet.runpod.gpus |= dict.fromkeys(GPUS.split(", "), 400)
+    user.insert()
+    health = fleet.wait_for_error("RunPod answered 400: There are no longer any instances")
+    assert health["runpod_error"].endswith("(for NVIDIA GeForce RTX 4090, the last of 2)")
+    assert fleet.posts() == 2
+    fleet.runpod.heal()
+    fleet.cron()
+    fleet.wait_for_start("requested")
+    assert gpus_asked_for(fleet) == [*GPUS.split(", "), "NVIDIA L40S"]
+
+
+@pytest.mark.parametrize("status", [402, 422], ids=["no money", "a wrong request"])
+def test_a_refusal_that_is_not_about_the_gpu_is_not_repeated_with_the_next(fleet: Fleet, user: User, status: int) -> None:
+    fleet.runpod.gpus["NVIDIA L40S"] = status
+    user.insert()
+    fleet.wait_for_error(f"RunPod answered {status}: ")
+    assert gpus_asked_for(fleet) == ["NVIDIA L40S"]
+
+
+def test_a_stumble_at_the_second_gpu_makes_no_second_pod(fleet: Fleet, user: User) -> None:
+    fleet.runpod.gpus["NVIDIA L40S"] = 400
+    fleet.runpod.lose_next(1)
+    user.insert()
+    start = fleet.wait_for_start("requested")
+    assert list(fleet.runpod.pods) == [start["pod_id"]]
+    assert gpus_asked_for(fleet) == GPUS.split(", ")
+
+
+@pytest.mark.parametrize(("seconds", "posts"), [(1, 2), (12, 1)], ids=["soon", "later"])
+def test_who_asks_too_often_waits_as_long_as_runpod_says(fleet: Fleet, user: User, seconds: int, posts: int) -> None:
+    """As long as a function may wait; else the database asks again."""
+    fleet.runpod.retry_after_seconds = seconds
+    fleet.runpod.fail_next(1, 429)
+    user.insert()
+    if posts == 1:
+        fleet.wait_for_error("RunPod answered 429: rate limit exceeded")
+    else:
+        fleet.wait_for_start("requested")
+    assert fleet.posts() == posts
 
 
 def test_a_lost_reply_makes_no_second_pod(fleet: Fleet, user: User) -> None:
@@ -235,7 +299,7 @@ def test_two_pods_of_one_start_become_one(fleet: Fleet, user: User) -> None:
     fleet.wait_for_error("402")
     [start] = fleet.starts()
     for name in ("first", "second"):
-        fleet.runpod.pods[name] = {"id": name, "name": f"ourvidz-sdxl-{start['id']}", "desiredStatus": "RUNNING"}
+        fleet.runpod.pods[name] = {"id": name, "name": f"ourvidz-sdxl-{start['id']}", "status": "RUNNING"}
     fleet.cron()
     assert fleet.wait_for_start("requested")["pod_id"] == "first"
     assert list(fleet.runpod.pods) == ["first"]
@@ -332,3 +396,35 @@ def test_with_an_endpoint_set_a_serverless_request_is_sent_instead() -> None:
         assert sent["policy"] == {"executionTimeout": 900_000}
         assert start["pod_id"].startswith("request-")
         assert fleet.runpod.pods == {}
+
+
+def test_one_template_serves_other_targets_volumes_and_drivers_too() -> None:
+    others = {
+        "RUNPOD_GPU_TYPES": "NVIDIA L4",
+        "RUNPOD_GPU_COUNT": "2",
+        "RUNPOD_CLOUD_TYPE": "COMMUNITY",
+        "RUNPOD_MIN_CUDA_VERSION": "12.8",
+        "RUNPOD_VOLUME_ID": "",
+        "RUNPOD_DATA_CENTERS": "",
+    }
+    for fleet in start_fleet(**others):
+        fleet.clear()
+        fleet.db.execute("insert into public.fleet_settings (target_worker, max_workers) values ('anime', 1)")
+        sign_up(fleet.supabase).insert(target_worker="anime")
+        start = fleet.wait_for_start("requested")
+        [asked] = fleet.runpod.asked("POST", "/pods")
+        assert asked.body == {
+            "name": f"ourvidz-anime-{start['id']}",
+            "templateId": "tpl",
+            "cloud": "COMMUNITY",
+            "gpu": {"id": "NVIDIA L4", "count": 2, "minCudaVersion": "12.8"},
+            "env": {"TARGET_WORKER": "anime"},
+        }
+
+
+def test_without_a_gpu_type_nothing_is_asked_of_runpod() -> None:
+    for fleet in start_fleet(RUNPOD_GPU_TYPES=""):
+        fleet.clear()
+        sign_up(fleet.supabase).insert()
+        fleet.wait_for_error("RUNPOD_GPU_TYPES is not set for the Edge Functions")
+        assert fleet.runpod.requests == []

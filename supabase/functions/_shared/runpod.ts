@@ -1,13 +1,17 @@
-// RunPod, as much of it as a fleet needs: https://docs.runpod.io/api-reference (pods) and
+// RunPod, as much of it as a fleet needs: pods by https://docs.runpod.io/api-reference-v2, requests to an endpoint by
 // https://docs.runpod.io/serverless/endpoints/send-requests.
 
 const PAUSES_MS = [500, 2000]
+const LONGEST_PAUSE_MS = 5000 // whoever is to wait longer is asked again by the database
 const WORDS = 300 // characters of an answer that are kept
+// What a GPU type may be refused with while the next one is not: no capacity, which is a 400 like any broken rule and has no code of
+// its own, or a pool that the account may not use. See "Which failures are worth retrying" of createPod.
+const NEXT_GPU = [400, 403]
 
 /** What went wrong, in words that may be shown to an operator. */
 export class RunPodError extends Error {
   override readonly name = 'RunPodError'
-  constructor(message: string, readonly retryable: boolean, readonly status = 0) {
+  constructor(message: string, readonly retryable: boolean, readonly status = 0, readonly waitMs = 0) {
     super(message)
   }
 }
@@ -21,14 +25,14 @@ export interface Started {
 interface Pod {
   id: string
   name: string
-  desiredStatus?: string
+  status: string
 }
 
 const words = (text: string): string => {
   try {
-    const said = JSON.parse(text)
-    const error = (Array.isArray(said) ? said[0] : said)?.error ?? said?.message ?? text
-    return (typeof error === 'string' ? error : JSON.stringify(error)).slice(0, WORDS)
+    const { detail, errors, error } = JSON.parse(text) // error: how an endpoint says it
+    const all = [detail ?? error, ...(Array.isArray(errors) ? errors : [])].filter((one) => typeof one === 'string')
+    return (all.join('; ') || text).slice(0, WORDS)
   } catch {
     return text.slice(0, WORDS)
   }
@@ -38,6 +42,12 @@ function named(answer: unknown): string {
   const id = (answer as { id?: unknown } | null)?.id
   if (typeof id !== 'string' || !id) throw new RunPodError('RunPod said yes and named nothing', true)
   return id
+}
+
+function podsOf(answer: unknown): Pod[] {
+  const pods = (answer as { pods?: unknown } | null)?.pods
+  if (!Array.isArray(pods)) throw new RunPodError('RunPod listed its pods in a form that is not known', false)
+  return pods
 }
 
 const list = (text: string | undefined): string[] | undefined => text?.split(',').map((one) => one.trim()).filter(Boolean)
@@ -62,8 +72,23 @@ export class RunPod {
     return this.#patiently(async (tries) => {
       const there = attempt > 1 || tries > 0 ? await this.#find(name) : undefined
       if (there || !needed) return there ?? null
-      return { provider: 'pod', id: named(await this.#ask('POST', `${this.#rest}/pods`, this.#pod(name))) }
+      return { provider: 'pod', id: await this.#make(name, target) }
     })
+  }
+
+  /** RunPod is asked for one GPU type at a time: the preferred one first, and the next where that one is not to be had. */
+  async #make(name: string, target: string): Promise<string> {
+    const gpus = list(this.#needed('RUNPOD_GPU_TYPES')) ?? []
+    let refusal = new RunPodError('RUNPOD_GPU_TYPES names none', false)
+    for (const gpu of gpus) {
+      try {
+        return named(await this.#ask('POST', `${this.#rest}/pods`, this.#pod(name, target, gpu)))
+      } catch (error) {
+        if (!(error instanceof RunPodError && NEXT_GPU.includes(error.status))) throw error
+        refusal = new RunPodError(`${error.message} (for ${gpu}, the last of ${gpus.length})`, false, error.status)
+      }
+    }
+    throw refusal
   }
 
   /** Removes a pod. One that is gone already counts as removed. */
@@ -77,10 +102,10 @@ export class RunPod {
     })
   }
 
-  /** The pod of that name. Should there be several, since RunPod had not listed the first one yet, the others go. */
+  /** The pod of that name, out of all. Should there be several, since RunPod had not listed the first one yet, the others go. */
   async #find(name: string): Promise<Started | undefined> {
-    const pods = await this.#ask('GET', `${this.#rest}/pods?name=${encodeURIComponent(name)}`) as Pod[]
-    const [first, ...others] = pods.filter((pod) => pod.name === name && pod.desiredStatus !== 'TERMINATED')
+    const pods = podsOf(await this.#ask('GET', `${this.#rest}/pods`))
+    const [first, ...others] = pods.filter((pod) => pod.name === name && pod.status !== 'TERMINATED')
     for (const other of others) await this.stop(other.id)
     return first && { provider: 'pod', id: first.id }
   }
@@ -96,22 +121,26 @@ export class RunPod {
     return { provider: 'serverless', id: named(answer) }
   }
 
-  #pod(name: string): Record<string, unknown> {
-    const gpus = list(this.#setting('RUNPOD_GPU_TYPES'))
+  /** The template has the rest. Its environment stays but for what is named here, so that one template serves all targets. */
+  #pod(name: string, target: string, gpu: string): Record<string, unknown> {
+    const volume = this.#setting('RUNPOD_VOLUME_ID')
     return {
       name,
       templateId: this.#needed('RUNPOD_TEMPLATE_ID'),
-      computeType: 'GPU',
-      gpuCount: Number(this.#setting('RUNPOD_GPU_COUNT') ?? 1),
-      cloudType: this.#setting('RUNPOD_CLOUD_TYPE') ?? 'SECURE',
-      ...(gpus && { gpuTypeIds: gpus, gpuTypePriority: 'custom' }), // custom: in the order that they are named in
-      networkVolumeId: this.#setting('RUNPOD_VOLUME_ID'),
+      cloud: this.#setting('RUNPOD_CLOUD_TYPE') ?? 'SECURE',
+      gpu: {
+        id: gpu,
+        count: Number(this.#setting('RUNPOD_GPU_COUNT') ?? 1),
+        minCudaVersion: this.#setting('RUNPOD_MIN_CUDA_VERSION') ?? '13.0', // what the torch of our image is built for
+      },
       dataCenterIds: list(this.#setting('RUNPOD_DATA_CENTERS')),
+      ...(volume && { mounts: { network: [{ volumeId: volume, path: this.#setting('RUNPOD_VOLUME_PATH') ?? '/workspace' }] } }),
+      env: { TARGET_WORKER: target },
     }
   }
 
   get #rest(): string {
-    return this.#setting('RUNPOD_REST_URL') ?? 'https://rest.runpod.io/v1'
+    return this.#setting('RUNPOD_REST_URL') ?? 'https://api.runpod.io/v2'
   }
 
   #setting(name: string): string | undefined {
@@ -132,7 +161,8 @@ export class RunPod {
       } catch (error) {
         const pause = PAUSES_MS[tries]
         if (!(error instanceof RunPodError && error.retryable) || pause === undefined || this.#deadline.aborted) throw error
-        await new Promise((resolve) => setTimeout(resolve, pause))
+        if (error.waitMs > LONGEST_PAUSE_MS) throw error
+        await new Promise((resolve) => setTimeout(resolve, Math.max(pause, error.waitMs)))
       }
     }
   }
@@ -146,11 +176,16 @@ export class RunPod {
       headers: { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json', Connection: 'close' },
       body: body === undefined ? undefined : JSON.stringify(body),
       signal,
-    }).then(async (response) => ({ status: response.status, text: await response.text() })).catch(() => {
+    }).then(async (response) => ({
+      status: response.status,
+      waitMs: 1000 * (Number(response.headers.get('Retry-After')) || 0),
+      text: await response.text(),
+    })).catch(() => {
       throw new RunPodError(signal.aborted ? 'RunPod did not answer in time' : 'RunPod could not be reached', true)
     })
-    const { status, text } = answer
+    const { status, waitMs, text } = answer
     if (status >= 200 && status < 300) return text ? JSON.parse(text) : null
-    throw new RunPodError(`RunPod answered ${status}: ${words(text)}`, status === 408 || status === 429 || status >= 500, status)
+    const passing = status === 408 || status === 429 || status >= 500
+    throw new RunPodError(`RunPod answered ${status}: ${words(text)}`, passing, status, waitMs)
   }
 }
