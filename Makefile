@@ -21,7 +21,7 @@ demo: $(VENV)/.installed $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.h
 .PHONY: test
 test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
 	$(BIN)/python -m tools.chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 	cd studio && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
 
@@ -100,6 +100,7 @@ types: setup  ## Write the database's types for the client (studio/packages/clie
 .PHONY: format
 format: setup  ## Format the code
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+	cd $(LOCAL) && $(NPM) run --silent format
 	cd studio && $(NPM) run --silent format
 
 .PHONY: setup

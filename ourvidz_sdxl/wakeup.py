@@ -32,7 +32,7 @@ HEARTBEAT_TOPIC = "phoenix"
 PRIVATE: RealtimeChannelOptions = {
     "config": {"private": True, "broadcast": {"ack": False, "self": False}, "presence": {"key": "", "enabled": False}}
 }
-SHARDS = 64  # of a target's topic; private.wake tells only some of them in a large fleet
+SHARDS = 32  # of a target's topic; private.wake tells only some of them in a large fleet
 
 # After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
 # shows it to others: the first look can come too early.

@@ -72,9 +72,9 @@ end $$;
 -- Tells workers that so many jobs came. A hint only: the worker's timer gets every job done without it.
 -- Nobody is told while fifty others are due already: then nobody is idle, and who paints comes back by himself.
 -- Each wake is delivered to all who hear its topic, which is what Realtime's limits count, and each of them that is idle looks twice.
--- So a worker hears worker:<target>, and worker:<target>:<n> with an n of its own from 0 to 63 (ourvidz_sdxl/wakeup.py), and of
+-- So a worker hears worker:<target>, and worker:<target>:<n> with an n of its own from 0 to 31 (ourvidz_sdxl/wakeup.py), and of
 -- those shards so many are told that about four of the idle workers hear of each job. That they were idle is as old as their last report; if
--- none of the told ones is any more, one of the others looks by its timer: with more than 32 of them that is soon.
+-- none of the told ones is any more, one of the others looks by its timer: with more than 12 of them that is soon.
 create function private.wake(p_target text, p_jobs bigint) returns void
 language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 declare
@@ -86,11 +86,11 @@ begin
   end if;
   select count(*) into v_idle from public.workers w
    where w.target_worker = p_target and w.state = 'ready' and w.idle_since is not null and private.is_live(w);
-  if v_idle <= 32 * p_jobs then
+  if v_idle <= 12 * p_jobs then
     perform private.send('{}', 'wake', 'worker:' || p_target);
   else
-    perform private.send('{}', 'wake', 'worker:' || p_target || ':' || (v_first.n + i) % 64)
-       from (select floor(64 * random())::integer as n) v_first, generate_series(0, ceil(4.0 * 64 * p_jobs / v_idle)::integer - 1) i;
+    perform private.send('{}', 'wake', 'worker:' || p_target || ':' || (v_first.n + i) % 32)
+       from (select floor(32 * random())::integer as n) v_first, generate_series(0, ceil(4.0 * 32 * p_jobs / v_idle)::integer - 1) i;
   end if;
 end $$;
 

@@ -1,5 +1,5 @@
 -- Who may listen to what. Nobody but the database and the workers (service key) may send, so there is no policy for INSERT.
---   worker:<target>  wake and cancel, for workers only; worker:<target>:<0..63>  wake, for some of them
+--   worker:<target>  wake and cancel, for workers only; worker:<target>:<0..31>  wake, for some of them
 --   user:<user id>   every change of that user's jobs
 --   job:<job id>     progress and previews of one job
 
