@@ -60,6 +60,7 @@ class Worker:
         self._chance = chance
         self._gpu = asyncio.Lock()
         self._hint = asyncio.Event()
+        self._woken = False
         self._in_lanes = 0
         self._painted_at = 0.0
         self._idle_at = time.perf_counter()
@@ -83,23 +84,24 @@ class Worker:
     def wake(self) -> None:
         """A worker without room has no use for it."""
         if self._has_room():
+            self._woken = True
             self._hint.set()
 
     def _has_room(self) -> bool:
         return not self._in_lanes or (self._in_lanes < LANES and self._painted_at - time.perf_counter() <= PREFETCH_SECONDS)
 
     async def _run(self) -> None:
-        hinted = False
+        look_again = False
         while True:
             at_the_latest = await self._claim_what_fits()
-            timer = SECOND_LOOK_SECONDS if hinted else TIMER_SECONDS * self._chance.uniform(0.97, 1)
+            timer = SECOND_LOOK_SECONDS if look_again else TIMER_SECONDS * self._chance.uniform(0.97, 1)
             try:
                 async with asyncio.timeout(timer if at_the_latest is None else min(timer, at_the_latest)):
                     await self._hint.wait()
-                    hinted = True
             except TimeoutError:
-                hinted = False
+                pass
             self._hint.clear()
+            look_again, self._woken = self._woken, False
 
     async def _claim_what_fits(self) -> float | None:
         while self._has_room():

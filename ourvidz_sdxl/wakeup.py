@@ -34,7 +34,7 @@ PRIVATE: RealtimeChannelOptions = {
 }
 SHARDS = 32  # of a target's topic; private.wake tells only some of them in a large fleet
 
-# After a hint the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
+# After a wake the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
 # shows it to others: the first look can come too early.
 SECOND_LOOK_SECONDS = 0.2
 
@@ -63,7 +63,7 @@ class Wakeup:
         self._topics = topic, f"{topic}:{random.randrange(SHARDS)}"  # noqa: S311  which one does not matter
         self._farewells: set[asyncio.Task[None]] = set()
         self._hint = threading.Event()
-        self._hinted = False
+        self._woken = self._look_again = False
         self.heard = 0  # wakes that came through Realtime
         self._connected = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -88,18 +88,20 @@ class Wakeup:
 
     def wake(self, source: Wake) -> None:
         WAKES.labels(source).inc()
+        if source is Wake.REALTIME:
+            self._woken = True
         self._hint.set()
 
     def wait(self, at_most_seconds: float | None = None) -> None:
         """Returns on a hint, or when the timer (or `at_most_seconds`, if that is sooner) is over. One thread's alone."""
         timer = self._settings.poll_interval_connected_seconds if self.connected else self._settings.poll_interval_seconds
         source = Wake.TIMER
-        if self._hinted:
+        if self._look_again:
             timer, source = SECOND_LOOK_SECONDS, Wake.SECOND_LOOK
-        self._hinted = self._hint.wait(timer if at_most_seconds is None else min(timer, at_most_seconds))
-        if not self._hinted:
+        if not self._hint.wait(timer if at_most_seconds is None else min(timer, at_most_seconds)):
             WAKES.labels(source).inc()
         self._hint.clear()
+        self._look_again, self._woken = self._woken, False
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -166,7 +168,7 @@ class Wakeup:
             async with asyncio.timeout(JOIN_SECONDS):
                 for topic in self._topics:
                     channel = client.channel(topic, PRIVATE)
-                    channel.on_broadcast("wake", lambda _: self._woken())
+                    channel.on_broadcast("wake", lambda _: self._hear())
                     channel.on_broadcast("cancel", self._cancel)
                     await channel.subscribe(partial(on_state, topic))
             beats = asyncio.create_task(self._beat(client))
@@ -197,7 +199,7 @@ class Wakeup:
                 return "silent"
             await asyncio.sleep(self._heartbeat_seconds)
 
-    def _woken(self) -> None:
+    def _hear(self) -> None:
         self.heard += 1
         self.wake(Wake.REALTIME)
 

@@ -112,7 +112,7 @@ create table public.jobs (
 
 create index jobs_claim_idx on public.jobs (target_worker, priority, fair_key, id) where status = 'queued';
 create index jobs_active_idx on public.jobs (user_id, target_worker, fair_key) where status in ('queued', 'processing');
-create index jobs_processing_idx on public.jobs (target_worker, id) where status = 'processing';
+create index jobs_processing_idx on public.jobs (target_worker, priority, fair_key) where status = 'processing';
 create index jobs_lease_token_idx on public.jobs (lease_token) where status = 'processing';
 create index jobs_user_idx on public.jobs (user_id, created_at desc);
 create index jobs_completed_idx on public.jobs (completed_at, status) where completed_at is not null;

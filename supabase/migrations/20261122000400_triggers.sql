@@ -2,17 +2,17 @@
 -- Trigger functions run as their owner, since realtime.send() works with its caller's rights; none can be called through the API.
 
 -- Place in the queue. Self-clocked fair queueing (Golestani, 1994): jobs go in the order of their ends in virtual time. One begins where
--- the head of the queue ends (or, with nobody waiting, the last of those that are processing) or where the same user's last active job
--- does, whichever is later, and ends its cost later. So a user's flood delays the flood, not the next user's single job; a small job
--- goes before a large one that came with it; and no stream of newcomers keeps a large one waiting, since they begin where it ends
--- once it is the head. Each priority has a queue of its own. A user's inserts go one after the other: side by side, they would not see
--- each other's cost, nor the quota.
+-- the last of those that are processing ends (with none: where the head of the queue begins) or where the same user's last active job
+-- ends, whichever is later, and ends its cost later. So a user's flood delays the flood, not the next user's single job; a small
+-- job goes before a large one that came with it; and no stream of newcomers keeps a large one waiting, since with each of them that is
+-- processed the next ones begin later. Each priority has a queue of its own. A user's inserts go one after the other: side by side, they
+-- would not see each other's cost, nor the quota.
 create function private.jobs_before_insert() returns trigger
 language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
 declare
   v_active integer;
   v_own_end double precision;
-  v_head double precision;
+  v_now double precision;   -- in virtual time
 begin
   perform pg_advisory_xact_lock(hashtextextended('jobs of ' || new.user_id, 0));
   select count(*), max(j.fair_key) filter (where j.priority = new.priority) into v_active, v_own_end
@@ -21,18 +21,18 @@ begin
   if v_active >= 200 then
     raise exception 'too many active jobs' using errcode = 'PT429', hint = 'You have 200 jobs waiting or running; let some finish first.';
   end if;
-  select j.fair_key into v_head
+  select max(j.fair_key) into v_now
     from public.jobs j
-   where j.target_worker = new.target_worker and j.status = 'queued' and j.priority = new.priority and j.run_at <= now()
-   order by j.fair_key, j.id limit 1;
-  if v_head is null then
-    select max(j.fair_key) into v_head
+   where j.target_worker = new.target_worker and j.status = 'processing' and j.priority = new.priority;
+  if v_now is null then
+    select j.fair_key - j.cost into v_now
       from public.jobs j
-     where j.target_worker = new.target_worker and j.status = 'processing' and j.priority = new.priority;
+     where j.target_worker = new.target_worker and j.status = 'queued' and j.priority = new.priority and j.run_at <= now()
+     order by j.fair_key, j.id limit 1;
   end if;
   new.cost := greatest(0.01, new.batch_size * coalesce(new.steps, case new.job_type when 'sdxl_image_fast' then 15 else 25 end) / 25.0
                              * coalesce(new.width::bigint * new.height, 1048576) / 1048576.0);
-  new.fair_key := greatest(coalesce(v_head, 0), coalesce(v_own_end, 0)) + new.cost;
+  new.fair_key := greatest(coalesce(v_now, 0), coalesce(v_own_end, 0)) + new.cost;
   return new;
 end $$;
 create trigger jobs_before_insert before insert on public.jobs

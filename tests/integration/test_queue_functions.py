@@ -407,7 +407,7 @@ def test_the_history_tells_it_all(db: Database, user: User, caller: Caller) -> N
 
 
 class TestFairOrder:
-    """In virtual time a job begins where the head of the queue or its user's last one ends, and goes by its own end."""
+    """In virtual time a job begins where the last one that is processing, or its user's last one, ends, and goes by its own end."""
 
     def order(self, caller: Caller) -> list[str]:
         return [row["user_id"] for row in caller.claim(str(uuid4()), limit=50)["jobs"]]
@@ -462,9 +462,17 @@ class TestFairOrder:
     def test_a_small_job_goes_before_a_large_one_that_came_a_moment_earlier(self, db: Database, caller: Caller) -> None:
         large, small = new_user(db), new_user(db)
         insert(db, new_user(db))
+        caller.claim(str(uuid4()))
         insert(db, large, batch_size=6)
         insert(db, small)
-        assert self.order(caller)[1:] == [small, large]
+        assert self.order(caller) == [small, large]
+
+    def test_a_single_comes_before_what_waits_of_a_flood_of_large_ones(self, db: Database, caller: Caller) -> None:
+        flood, single = new_user(db), new_user(db)
+        insert(db, flood, 20, batch_size=6)
+        caller.claim(str(uuid4()))
+        insert(db, single)
+        assert self.order(caller)[0] == single
 
     def test_a_stream_of_newcomers_does_not_keep_a_large_job_waiting(self, db: Database, caller: Caller) -> None:
         """Three wait at any time, with a sixth of its cost: it waits for about as many of each as have its cost together."""

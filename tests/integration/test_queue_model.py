@@ -184,10 +184,11 @@ class Queue(RuleBasedStateMachine):
     def virtual_end(self, owner: UUID, priority: int, cost: int) -> float:
         """At 25 steps and full size, a job costs its batch size."""
         peers = [job for job in self.model.values() if job.active and job.priority == priority]
-        waiting = [job.fair_key for job in peers if job.status == "queued" and job.run_at <= self.now]
         running = [job.fair_key for job in peers if job.status == "processing"]
-        head = min(waiting) if waiting else max(running, default=0.0)
-        return max([head] + [job.fair_key for job in peers if job.user == owner]) + cost
+        waiting = [job for job in peers if job.status == "queued" and job.run_at <= self.now]
+        head = min(waiting, key=lambda job: (job.fair_key, job.id), default=None)
+        now = max(running) if running else head.fair_key - head.batch_size if head else 0.0
+        return max([now] + [job.fair_key for job in peers if job.user == owner]) + cost
 
     @rule(job=jobs)
     def cancel(self, job: Job) -> None:
