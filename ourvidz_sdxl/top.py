@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,14 +70,23 @@ def top(settings: Settings, *, once: bool, every_seconds: float) -> int:
     if once or not console.is_terminal:
         console.print(view)
         return 1 if view.problem else 0
+    ended = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True  # the exception alone may be lost: Python drops what is raised while a finaliser runs
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
     try:
         with Live(view, console=console, screen=True, auto_refresh=False) as live:
-            while True:
+            while not ended:
                 live.update(view, refresh=True)
                 time.sleep(every_seconds)
                 view = look(view)
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
 def in_words(error: APIError | httpx.HTTPError) -> str:

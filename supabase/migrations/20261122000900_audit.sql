@@ -71,6 +71,7 @@ comment on function private.jobs_ahead(uuid) is 'The half of public.jobs_ahead t
 comment on function private.jobs_before_insert() is 'Gives a new job its place in the queue; refuses more than 200 active ones of one user.';
 comment on function private.jobs_before_update() is 'A finished job never changes; a queued one that is cancelled ends at once.';
 comment on function private.send(jsonb, text, text) is 'realtime.send, whose failure never stops a job.';
+comment on function private.wake(text, bigint) is 'Tells as many workers as so many new jobs may need.';
 comment on function private.jobs_wake() is 'Wakes the workers when jobs are inserted.';
 comment on function private.jobs_changed() is 'Writes job_events, and tells the user and the workers.';
 comment on table private.reaping is 'When the claims of each target look for dead leases again.';
