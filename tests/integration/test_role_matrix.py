@@ -582,6 +582,7 @@ def test_topic(scene: World, name: str, role: Role) -> None:
     [
         "worker:",
         "worker:flux",
+        "worker:sdxl:0",
         "user:",
         "user:%",
         "user:*",
