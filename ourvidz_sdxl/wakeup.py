@@ -34,8 +34,8 @@ PRIVATE: RealtimeChannelOptions = {
 }
 SHARDS = 32  # of a target's topic; private.wake tells only some of them in a large fleet
 
-# After a wake the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a moment before Postgres
-# shows it to others: the first look can come too early.
+# After a wake, and on subscribing, the queue is looked at twice. Realtime reads the write-ahead log, and a commit is in there a
+# moment before Postgres shows it to others: the first look can come too early.
 SECOND_LOOK_SECONDS = 0.2
 
 log = structlog.get_logger()
@@ -88,7 +88,7 @@ class Wakeup:
 
     def wake(self, source: Wake) -> None:
         WAKES.labels(source).inc()
-        if source is Wake.REALTIME:
+        if source in (Wake.REALTIME, Wake.SUBSCRIBED):
             self._woken = True
         self._hint.set()
 
