@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 30.0
 @pytest.fixture
 def fleet(service: Client, db: Database, user: User) -> None:
     """Two jobs wait; one worker lives, one is gone, one failed."""
-    db.execute("delete from public.workers")
+    db.execute("delete from public.workers where target_worker = %s", (TARGET,))
     facts = {"target_worker": TARGET, "host": "h", "version": "1.2.3", "gpu": "NVIDIA H100", "model": "lustify"}
     for name, state, more in (("alive", "ready", {}), ("silent", "ready", {}), ("broken", "failed", {"error": "model_missing: x"})):
         service.rpc("report_worker", {"p_worker": name, "p_state": state, "p_facts": facts | more}).execute()
