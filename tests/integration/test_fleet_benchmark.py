@@ -57,7 +57,7 @@ def test_jobs_are_finished(scenes: dict[str, Scene]) -> None:
 
 
 def test_a_wake_reaches_each_worker(scenes: dict[str, Scene]) -> None:
-    """One job, six idle workers: one finds it, and the others have looked twice, as after every hint."""
+    """One job, six idle workers: one finds it, and the others have looked twice, as after every wake."""
     herd = scenes["herd"]
     assert herd.watched.events["wake", "worker:herd"] == TINY.herds
     assert len(herd.claims()) >= 1 + 2 * (TINY.sizes[0] - 1)
