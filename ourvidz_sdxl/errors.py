@@ -9,19 +9,22 @@ WorkerError
 ├── ModelMissing         model_missing        no model file at MODEL_PATH
 │   └── ModelNotDownloaded  model_not_downloaded  … and MODEL_URL did not give it
 ├── ModelInvalid         model_invalid        the file there is not a usable SDXL
-├── BlankImage           blank_image          what came out is black or not a number, in fp32 too
+├── BlankImage           blank_image          what came out is black or not a number, in fp32 too (suspect)
 ├── OutOfMemory          out_of_memory        the GPU has no room for this job, in small pieces neither
 ├── GpuUnusable          gpu_unusable         the GPU is in a state only a new process can leave (retryable)
 ├── WorkerDied           worker_died          the process ended or was ended while it painted    (retryable)
 ├── UploadFailed         upload_failed        Storage did not take the images             (retryable)
+│   └── UploadRefused    upload_refused       … and never will: their size, type or name
 ├── SupabaseUnavailable  supabase_unavailable REST did not answer                         (retryable)
 ├── SupabaseRefused      supabase_refused     REST answered no: a right, a function or a constraint
 ├── JobCancelled         cancelled            its user asked to stop
 ├── LeaseLost            lease_lost           the job belongs to another worker now
-└── Released             released             this worker shuts down and gives the job back
+├── Released             released             this worker shuts down and gives the job back
+└── UnknownError         unknown_error        an exception of no other kind               (suspect)
 
 Two codes are the database's own: lease_expired (the worker stopped answering) and poison_job (two workers in a row died of it).
-Anything else is `unknown_error`: logged whole for the operator, named "Unknown error occurred" to the user.
+A suspect error may be the worker's own fault: another worker tries the job first, at no charge to it, and a worker on which such
+errors follow each other stops claiming (`gpu.MAX_FAULTS`).
 """
 
 from __future__ import annotations
@@ -32,12 +35,14 @@ from typing import ClassVar
 class WorkerError(Exception):
     """Root of the tree.
 
-    `code` is stable and goes into `jobs.error_code`. `retryable` says whether another attempt can end differently.
-    `user_message` is safe to show to the job's user; the exception's own text is for the operator's log.
+    `code` is stable and goes into `jobs.error_code`. `retryable` says whether another attempt can end differently, and `suspect`
+    whether the worker itself may be at fault. `user_message` is safe to show to the job's user; the exception's own text is for
+    the operator's log.
     """
 
     code: ClassVar[str] = "unknown_error"
     retryable: ClassVar[bool] = True
+    suspect: ClassVar[bool] = False
     user_message: str = "Unknown error occurred"
 
     def __init__(self, message: str = "", *, user_message: str | None = None) -> None:
@@ -94,7 +99,7 @@ class ModelInvalid(WorkerError):
 
 class BlankImage(WorkerError):
     code = "blank_image"
-    retryable = False
+    suspect = True
     user_message = "The picture came out blank; try another seed."
 
 
@@ -117,6 +122,11 @@ class WorkerDied(WorkerError):
 class UploadFailed(WorkerError):
     code = "upload_failed"
     user_message = "The images could not be stored."
+
+
+class UploadRefused(UploadFailed):
+    code = "upload_refused"
+    retryable = False
 
 
 class SupabaseUnavailable(WorkerError):
@@ -145,3 +155,7 @@ class LeaseLost(WorkerError):
 class Released(WorkerError):
     code = "released"
     user_message = "The worker is restarting."
+
+
+class UnknownError(WorkerError):
+    suspect = True

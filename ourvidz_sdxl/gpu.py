@@ -14,11 +14,13 @@ from ourvidz_sdxl.metrics import GPU_BUSY, Stage
 from ourvidz_sdxl.queue import Lease
 from ourvidz_sdxl.stages import stage
 
+MAX_FAULTS = 3  # different jobs in a row that failed by what may be the worker's own fault
 LOOK_SECONDS = 0.1  # how long a job that waits for its turn may overlook that it was cancelled
 
 
 class Gpu:
-    """`steps` counts every sign of life while a job paints: its begin, each denoising step, its end. `usable` is False for good.
+    """`steps` counts every sign of life while a job paints: its begin, each denoising step, its end. Once
+    `unusable_because` has a reason it keeps it, and nothing is painted any more.
 
     `on_turn` is called with the job that is on the GPU now, before it paints: should the process die, the right one is to be
     charged. When a turn is over it is called with None, and the next job does not wait for that.
@@ -37,11 +39,40 @@ class Gpu:
         self._nearly_seconds = nearly_seconds
         self._clock = clock
         self._free = threading.Lock()
-        self.usable = True
+        self.unusable_because: str | None = None
+        self.proven = False  # this process has completed a job
+        self._faults: dict[UUID, str] = {}  # error code by job, since the last completed one
         self.painting: UUID | None = None
         self.nearly_free = True  # or free
         self.steps = 0
         self._counted_at = self._first_step_at = 0.0
+
+    @property
+    def usable(self) -> bool:
+        return self.unusable_because is None
+
+    @property
+    def faulty(self) -> bool:
+        """Whether nothing but suspect errors came of this process until it became unusable."""
+        return len(self._faults) >= MAX_FAULTS and not self.proven
+
+    def record_completed(self) -> None:
+        """Ends a row of suspect errors: this worker can paint."""
+        self.proven = True
+        self._faults.clear()
+
+    def record_fault(self, job_id: UUID, code: str) -> None:
+        """Counts a suspect error (`WorkerError.suspect`); the GPU is unusable after MAX_FAULTS different jobs in a row.
+
+        The same job counts once, so that a single one which nobody can paint stops no worker.
+        """
+        self._faults[job_id] = code
+        if len(self._faults) >= MAX_FAULTS:
+            codes = ", ".join(sorted(set(self._faults.values())))
+            self._become_unusable(f"worker_faulty: {MAX_FAULTS} jobs in a row failed here ({codes}) and none was completed")
+
+    def _become_unusable(self, reason: str) -> None:
+        self.unusable_because = self.unusable_because or reason
 
     @contextmanager
     def turn(self, lease: Lease) -> Iterator[None]:
@@ -61,8 +92,8 @@ class Gpu:
             self.step()
             self._on_turn(lease.job_id)
             yield
-        except GpuUnusable:
-            self.usable = False
+        except GpuUnusable as error:
+            self._become_unusable(f"{error.code}: {error}")
             raise
         finally:
             self.painting = None
@@ -82,7 +113,7 @@ class Gpu:
         try:
             yield
         except GpuUnusable as error:
-            self.usable = False
+            self._become_unusable(f"{error.code}: {error}")
             raise Released(f"the GPU became unusable: {error}") from None
 
     def step(self, done: int = 0, total: int = 0) -> None:

@@ -19,12 +19,17 @@ PIPE_VARIABLE = "SUPERVISOR_PIPE"  # the number of the pipe's file descriptor, i
 
 @dataclass(frozen=True, kw_only=True)
 class Sign:
-    """One sign of life. `held` is the lease token of each job; `steps` grows while the GPU paints."""
+    """One sign of life. `held` is the lease token of each job; `steps` grows while the GPU paints.
+
+    `error` says why this worker stops claiming, and `faulty` that it never completed a job (`Gpu.faulty`).
+    """
 
     held: Mapping[str, str] = field(default_factory=dict)
     painting: str | None = None
     steps: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    faulty: bool = False
 
     def to_line(self) -> bytes:
         return json.dumps(vars(self)).encode() + b"\n"

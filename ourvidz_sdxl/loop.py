@@ -112,14 +112,20 @@ class Worker:
             self._stopping.set()
             self._drain()
         self._over.set()
-        if not self._gpu.usable:
-            return ExitCode.BROKEN
         deadline = time.monotonic() + LAST_WORD_SECONDS
+        if reason := self._gpu.unusable_because:
+            report(self._queue, "failed", self._facts | {"error": reason}, patience_seconds=LAST_WORD_SECONDS)
+            return ExitCode.BROKEN
         spans = tracing.send_the_rest()
         house.join(LAST_WORD_SECONDS / 2)  # so that its word is not the last
         report(self._queue, "stopped", self._facts, patience_seconds=max(0.1, deadline - time.monotonic()))
         spans.join(max(0.0, deadline - time.monotonic()))
         return ExitCode.DRAINED
+
+    @property
+    def unusable_because(self) -> str | None:
+        """The reason for which `run` returned ExitCode.BROKEN."""
+        return self._gpu.unusable_because
 
     def stop(self) -> None:
         self._stopping.set()
@@ -137,7 +143,7 @@ class Worker:
         silent = self._queue.silent_seconds
         reasons = {
             "this worker is draining": self._stopping.is_set(),
-            "the GPU is unusable": not self._gpu.usable,
+            f"the GPU is unusable: {self._gpu.unusable_because}": not self._gpu.usable,
             f"Supabase has not answered for {silent:.0f} s": silent > 2 * self._settings.heartbeat_seconds,
         }
         return [reason for reason, holds in reasons.items() if holds]
@@ -218,7 +224,8 @@ class Worker:
         try:
             process(claimed, self._tools)
         finally:
-            if not self._gpu.usable:
+            if (reason := self._gpu.unusable_because) and not self._stopping.is_set():
+                log.error("worker_stopped_claiming", reason=reason)
                 self.stop()
             with self._lock:
                 self._leases.pop(claimed.lease.job_id, None)
@@ -253,6 +260,8 @@ class Worker:
             painting=str(painting) if painting else None,
             steps=self._gpu.steps,
             facts=self._facts,
+            error=self._gpu.unusable_because,
+            faulty=self._gpu.faulty,
         )
 
     def _keep_house(self) -> None:

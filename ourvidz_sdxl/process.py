@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,12 +26,14 @@ from ourvidz_sdxl.enhance import EnhancementFailed, Enhancer
 from ourvidz_sdxl.errors import (
     GpuUnusable,
     JobCancelled,
+    JobInvalid,
     LeaseLost,
     OutOfMemory,
     ReferenceInvalid,
     Released,
     SupabaseRefused,
     SupabaseUnavailable,
+    UnknownError,
     WorkerError,
 )
 from ourvidz_sdxl.fetch import fetch_reference
@@ -51,6 +54,8 @@ from ourvidz_sdxl.telemetry import withhold, withholding
 
 log = structlog.get_logger()
 
+# What Python and libraries raise for the arguments they are given.
+DETERMINISTIC = (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError)
 LOST = "lost"  # what the figures call the end of an attempt whose job is not this worker's any more
 MAX_UPLOADS = 6  # of one job at a time: all images of the largest batch, since each upload mostly waits
 
@@ -111,10 +116,14 @@ def process(claimed: Claimed, tools: Tools) -> None:
                     warnings=prepared.warnings,
                     enhanced_prompt=prepared.enhanced_prompt,
                 )
-            except Exception as error:  # noqa: BLE001  each ends the job by its type, and those that nobody foresaw as another attempt
+            except Exception as error:  # noqa: BLE001  each ends the job by its type, and an unknown one sends it to another worker
                 outcome, error_code = end_failed(lease, error, tools.queue)
+                if outcome is Outcome.FAULTED:
+                    tools.gpu.record_fault(lease.job_id, error_code)
             else:
                 outcome, error_code = (Outcome.COMPLETED, "") if finished else (LOST, "")
+                if prepared.plan.painted_steps:  # a mere copy of the reference proves nothing
+                    tools.gpu.record_completed()
                 if finished:
                     log.info("job_completed", seconds=round(time.monotonic() - started, 3), **metrics)
                     IMAGES.labels(job_type).inc(len(images))
@@ -152,25 +161,36 @@ def prepare(job: Job, tools: Tools) -> Prepared:
             warnings.append({"code": "not_enhanced", "message": "Painted from your own prompt: it could not be enhanced in time."})
             log.warning("not_enhanced", reason=str(error))
     lora = tools.settings.fast_lora_path
-    plan = make_plan(
-        job,
-        enhanced_prompt=enhanced_prompt,
-        native_size=tools.engine.native_size,
-        random_seed=tools.random_seed(),
-        reference_size=reference.size if reference else None,
-        guidance_interval=tools.settings.guidance_interval,
-        few_step=FewStep(lora=lora.stem, steps=tools.settings.fast_lora_steps) if lora else None,
-    )
+    with refused_input():
+        plan = make_plan(
+            job,
+            enhanced_prompt=enhanced_prompt,
+            native_size=tools.engine.native_size,
+            random_seed=tools.random_seed(),
+            reference_size=reference.size if reference else None,
+            guidance_interval=tools.settings.guidance_interval,
+            few_step=FewStep(lora=lora.stem, steps=tools.settings.fast_lora_steps) if lora else None,
+        )
     if plan.few_step_lora and job.negative_prompt.strip():
         warnings.append(
             {"code": "negative_prompt_unused", "message": "Painted in few steps, where a negative prompt has no effect."}
         )
     if reference:
-        reference = fit_reference(reference, plan.width, plan.height, job.metadata.fit)
+        with refused_input():
+            reference = fit_reference(reference, plan.width, plan.height, job.metadata.fit)
     if tools.gpu.painting and plan.denoise:  # a free GPU is better given the whole job; a mere copy reads no prompt
         with tools.gpu.beside():
             tools.engine.encode_prompts(plan)
     return Prepared(plan=plan, reference=reference, enhanced_prompt=enhanced_prompt, warnings=warnings)
+
+
+@contextmanager
+def refused_input() -> Iterator[None]:
+    """Raises JobInvalid in place of a DETERMINISTIC exception: any worker would meet it again with this job's input."""
+    try:
+        yield
+    except DETERMINISTIC as error:
+        raise JobInvalid(f"{type(error).__name__}: {error}") from error
 
 
 def load_reference(job: Job, storage: Storage) -> Image.Image | None:
@@ -193,7 +213,7 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
         index = done % plan.batch_size  # each of the images in its turn
         tools.progress.step(job.id, done, total, lambda: (index, tools.engine.preview(index)) if shown else None)
 
-    with tools.gpu.turn(lease), stage(Stage.PAINT):
+    with tools.gpu.turn(lease), stage(Stage.PAINT), refused_input():
         started = time.monotonic()
         denoising = Denoising()
         try:
@@ -236,7 +256,7 @@ def deliver(job: Job, prepared: Prepared, painting: Sequence[Image.Image], lease
     def deliver_one(index: int) -> dict[str, Any]:
         image = painting[index]
         words = describe(plan, index, model=engine.model, model_hash=engine.model_hash, version=__version__)
-        with stage(Stage.ENCODE, index=index):
+        with stage(Stage.ENCODE, index=index), refused_input():
             picture = encode(image, job.output_format, None if job.metadata.private_metadata else words)
             small = thumbnail(image)
         path, thumbnail_path = path_of(job, index, picture), path_of(job, index, small)
@@ -298,8 +318,8 @@ def end_failed(lease: Lease, error: Exception, queue: Queue) -> tuple[str, str]:
         finish(queue, lease, Outcome.CRASHED, error={"code": error.code, "message": error.user_message})
         log.error("gpu_unusable", reason=str(error))
         return Outcome.CRASHED, error.code
-    known = error if isinstance(error, WorkerError) else WorkerError()
-    outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
+    known = error if isinstance(error, WorkerError) else UnknownError()
+    outcome = Outcome.FAULTED if known.suspect else Outcome.RETRY if known.retryable else Outcome.FAILED
     finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})
     log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
     QUALITY_EVENTS.labels("generation_error").inc()

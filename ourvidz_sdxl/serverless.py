@@ -20,7 +20,6 @@ import structlog
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import Enhancer
-from ourvidz_sdxl.errors import GpuUnusable
 from ourvidz_sdxl.exit_code import ExitCode
 from ourvidz_sdxl.loop import Worker, report
 from ourvidz_sdxl.queue import Queue
@@ -47,8 +46,8 @@ class Drain:
     async def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """`request["input"]`: {"start_id": a row of worker_starts, "target_worker", "seconds": at most so long}; none is needed.
 
-        Answers {"jobs": so many were taken, "seconds"}, or {"error": "<code>: <words>"}. Where the GPU is unusable, RunPod is asked
-        for another container.
+        Answers {"jobs": number of claimed jobs, "seconds"}, or {"error": "<code>: <reason>"}. Where the GPU is unusable, RunPod is
+        asked for another container.
         """
         try:
             facts, most_seconds = self._read(request.get("input") or {})
@@ -71,9 +70,9 @@ class Drain:
         finally:
             timer.cancel()
         if ended is not ExitCode.DRAINED:
-            words = f"{GpuUnusable.code}: {GpuUnusable.user_message}"
-            report(Queue(connect(self._settings), self._settings), "stopped", facts | {"error": words})
-            return {"error": words, "refresh_worker": True}
+            reason = worker.unusable_because
+            report(Queue(connect(self._settings), self._settings), "stopped", facts | {"error": reason})
+            return {"error": reason, "refresh_worker": True}
         return {"jobs": worker.taken, "seconds": round(time.monotonic() - started, 1)}
 
     def _read(self, wish: Mapping[str, Any]) -> tuple[dict[str, str], float]:

@@ -9,10 +9,15 @@ from supabase import Client
 
 from ourvidz_sdxl.connection import patiently
 from ourvidz_sdxl.encode import EncodedFile
-from ourvidz_sdxl.errors import ReferenceInvalid, SupabaseUnavailable, UploadFailed
+from ourvidz_sdxl.errors import ReferenceInvalid, SupabaseUnavailable, UploadFailed, UploadRefused
 from ourvidz_sdxl.job import Job
 
 REFERENCE_BUCKET = "reference_images"
+DOWNLOAD_PATIENCE_SECONDS = 5.0  # of retries: a reference that does not come must not keep a lane from other jobs
+
+# Statuses by which Storage refuses this object and no other: bad request (a name that it cannot hold, for one), not acceptable,
+# gone, too large, a wrong type, unprocessable. 401, 403 and a bucket's 404 are the operator's to mend instead.
+OBJECT_REFUSED = {"400", "406", "410", "413", "415", "422"}
 
 
 def bucket_of(job: Job) -> str:
@@ -31,14 +36,16 @@ class Storage:
         self._patience_seconds = patience_seconds
 
     def upload(self, bucket: str, path: str, file: EncodedFile) -> None:
-        """Raises UploadFailed when Storage refuses, or does not answer within the patience."""
+        """Raises UploadFailed when Storage does not answer within the patience, and UploadRefused for what it never takes."""
         # upsert: after a lost reply the same bytes go to the same path again
         options: FileOptions = {"content-type": file.mime_type, "upsert": "true", "cache-control": "31536000"}
         bucket_api = self._client.storage.from_(bucket)
         try:
             patiently(lambda: bucket_api.upload(path, file.content, options), seconds=self._patience_seconds, name="upload")
         except (StorageApiError, httpx.TransportError) as error:
-            raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
+            refused = isinstance(error, StorageApiError) and str(error.status) in OBJECT_REFUSED
+            kind = UploadRefused if refused else UploadFailed
+            raise kind(f"{bucket}: {type(error).__name__}: {error}") from None
 
     def remove(self, bucket: str, paths: list[str]) -> None:
         """Paths that are not there do not matter. Raises UploadFailed as `upload` does."""
@@ -58,9 +65,10 @@ class Storage:
             raise ReferenceInvalid(user_message="The reference image is not in your own folder.")
         bucket_api = self._client.storage.from_(bucket)
         try:
-            return patiently(lambda: bucket_api.download(rest), seconds=self._patience_seconds, name="download")
+            patience_seconds = min(DOWNLOAD_PATIENCE_SECONDS, self._patience_seconds)
+            return patiently(lambda: bucket_api.download(rest), seconds=patience_seconds, name="download")
         except StorageApiError as error:
-            if str(error.status) in {"400", "404"}:
+            if str(error.status) in OBJECT_REFUSED | {"404"}:
                 raise ReferenceInvalid(user_message="The reference image does not exist.") from None
             raise SupabaseUnavailable(f"{bucket}: {error.code}") from None
         except httpx.TransportError as error:

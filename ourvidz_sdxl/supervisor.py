@@ -30,7 +30,7 @@ from ourvidz_sdxl.queue_figures import QueueFigures
 from ourvidz_sdxl.settings import Settings
 
 SILENCE_SECONDS = 60.0  # without any sign of life: stopped, or stuck where no thread of it can run
-MAX_STILLBORN = 5  # deaths in a row before ever being ready, after which a GPU is given up
+MAX_STILLBORN = 5  # deaths in a row without being ready, or without completing a job, after which a GPU is given up
 MAX_PAUSE_SECONDS = 60.0
 STOP_PATIENCE_SECONDS = 10.0  # beyond the grace that workers give their jobs
 
@@ -193,7 +193,7 @@ class Supervisor:
         if child.place:
             self._probes.died(child.place.gpu, child.killed_for or "died")
         self._give_back(child, reason)
-        child.stillborn = 0 if child.ready else child.stillborn + 1
+        child.stillborn = 0 if child.ready and not child.sign.faulty else child.stillborn + 1
         if child.stillborn >= MAX_STILLBORN:
             log.error("gpu_given_up", worker_id=child.worker_id, gpu=child.gpu)
             self._exit_code = ExitCode.BROKEN
@@ -222,7 +222,7 @@ class Supervisor:
                 )
                 log.warning("job_given_back", job_id=job_id, crashed=crashed, verdict=verdict)
             if death:
-                facts = {**sign.facts, "error": f"{WorkerDied.code}: {death}"}
+                facts = {**sign.facts, "error": sign.error or f"{WorkerDied.code}: {death}"}
                 queue.report_worker("failed", facts, worker_id=worker_id)
         except (SupabaseUnavailable, SupabaseRefused) as failure:
             log.error("not_given_back", worker_id=worker_id, reason=str(failure))  # their leases run out

@@ -2,16 +2,18 @@
 
 STUB_STEP_SECONDS makes each denoising step last, so that a test can act in the middle of one. Some prompts are commands:
 
-raise <ErrorName>   fails with that error of the tree, and "raise" alone with one that nobody foresaw
+raise <ErrorName>   fails with that error of the tree, or of Python's, and "raise" alone with a RuntimeError
 large               runs out of memory unless it is painted frugally
 hang                never takes its second step
 busy                computes on in Python, so that no other thread gets the interpreter for long
 die                 the process kills itself
 
-STUB_DIES_AT_START in the environment is for a GPU on which nothing comes up. With --supervised it runs under the supervisor, as
+STUB_RAISES=<ErrorName> in the environment makes every job fail so, and STUB_DIES_AT_START is for a GPU on which nothing comes up;
+with either, the supervisor makes no pauses. With --supervised it runs under the supervisor, as
 `worker.py run` does.
 """
 
+import builtins
 import os
 import signal
 import sys
@@ -50,8 +52,10 @@ class StubEngine:
         assert not self._painting, "two jobs were painted at once"
         self._painting = True
         try:
+            if fault := os.environ.get("STUB_RAISES"):
+                raise error_named(fault)
             if plan.prompt.startswith("raise"):
-                raise getattr(errors, plan.prompt.removeprefix("raise").strip(), RuntimeError)
+                raise error_named(plan.prompt.removeprefix("raise").strip())
             if plan.prompt == "large" and not frugal:
                 raise errors.OutOfMemory
             for step in range(plan.painted_steps):
@@ -77,11 +81,15 @@ class StubEngine:
         return None
 
 
+def error_named(name: str) -> type[Exception]:
+    return getattr(errors, name, None) or getattr(builtins, name or "RuntimeError")
+
+
 if __name__ == "__main__":
     settings = Settings.from_env(os.environ)
     set_up_logging(settings.log_format, settings.log_level)
     if "--supervised" in sys.argv:
-        if "STUB_DIES_AT_START" in os.environ:
+        if os.environ.keys() & {"STUB_DIES_AT_START", "STUB_RAISES"}:
             supervisor.MAX_PAUSE_SECONDS = 0
         sys.exit(supervisor.supervise(settings, [sys.executable, "-m", "tests.stub_worker"]))
     if "STUB_DIES_AT_START" in os.environ:

@@ -190,7 +190,7 @@ def test_a_gpu_that_fails_beside_a_painting_charges_the_painting_alone(
 
 
 def test_for_an_unusable_gpu_nothing_is_claimed(worker: Worker, user: User, jobs: list[str]) -> None:
-    worker._gpu.usable = False
+    worker._gpu.unusable_because = "planted"
     worker._claim_what_fits()
     assert user.job(jobs[0])["status"] == "queued"
 

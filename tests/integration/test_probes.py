@@ -90,14 +90,14 @@ def test_a_job_leaves_its_figures(supabase: EmbeddedSupabase, db: Database, user
         job = user.insert(target_worker=TARGET, batch_size=3, steps=10)
         worker.worker.wait_for("job_completed", job_id=job["id"])
         worker.wait_until(lambda: worker.value("sdxl_jobs_total", outcome="completed") == 1)
-        failing = user.insert(target_worker=TARGET, prompt="raise BlankImage")
+        failing = user.insert(target_worker=TARGET, prompt="raise OutOfMemory")
         worker.worker.wait_for("generation_error", job_id=failing["id"])
         worker.wait_until(lambda: worker.value("sdxl_jobs_total", outcome="failed") == 1)
 
         samples = worker.samples()
         counted = {(n, *sorted(has.values())): v for n, has, v in samples if not n.endswith(("_bucket", "_sum"))}
         assert counted["sdxl_jobs_total", "", "completed", "sdxl_image_fast"] == 1
-        assert counted["sdxl_jobs_total", "blank_image", "failed", "sdxl_image_fast"] == 1
+        assert counted["sdxl_jobs_total", "out_of_memory", "failed", "sdxl_image_fast"] == 1
         assert counted["sdxl_images_total", "sdxl_image_fast"] == 3
         assert counted["sdxl_step_seconds_count",] == 9, "the first step is not counted"
         assert counted["sdxl_generation_time_seconds_count", "3", "none", "sdxl_image_fast"] == 1

@@ -180,12 +180,14 @@ def test_without_its_enhancer_a_job_goes_on_with_its_own_prompt_and_says_so(
 @pytest.mark.parametrize(
     ("error", "status", "attempts", "code", "message"),
     [
-        ("BlankImage", "failed", 1, "blank_image", "another seed"),
+        ("BlankImage", "queued", 0, "blank_image", "another seed"),
         ("ModelInvalid", "failed", 1, "model_invalid", "cannot be used"),
         ("OutOfMemory", "failed", 1, "out_of_memory", "too little memory"),
         ("UploadFailed", "queued", 1, "upload_failed", "could not be stored"),
         ("SupabaseUnavailable", "queued", 1, "supabase_unavailable", "did not answer"),
-        ("", "queued", 1, "unknown_error", "Unknown error occurred"),
+        ("ValueError", "failed", 1, "invalid_job", "cannot be painted"),
+        ("UploadRefused", "failed", 1, "upload_refused", "could not be stored"),
+        ("", "queued", 0, "unknown_error", "Unknown error occurred"),
     ],
 )
 def test_each_fault_has_its_code_in_the_row(

@@ -74,3 +74,48 @@ def test_it_counts_as_nearly_free_all_the_time_where_that_is_asked_for() -> None
     gpu = Gpu(lambda _: None)
     with gpu.turn(lease()):
         assert gpu.nearly_free
+
+
+class TestFaults:
+    """Errors that may be the worker's own (`WorkerError.suspect`)."""
+
+    def test_three_different_jobs_in_a_row_end_the_worker_with_their_codes(self) -> None:
+        gpu = Gpu(lambda _: None)
+        for code in ("blank_image", "unknown_error", "blank_image"):
+            assert gpu.usable
+            gpu.record_fault(uuid4(), code)
+        assert (
+            gpu.unusable_because == "worker_faulty: 3 jobs in a row failed here (blank_image, unknown_error) and none was completed"
+        )
+        assert gpu.faulty
+        with pytest.raises(Released), gpu.turn(lease()):
+            pass
+
+    def test_one_job_that_nobody_can_paint_ends_no_worker(self) -> None:
+        gpu, job_id = Gpu(lambda _: None), uuid4()
+        for _ in range(10):
+            gpu.record_fault(job_id, "blank_image")
+        assert gpu.usable
+
+    def test_a_completed_job_begins_the_count_anew(self) -> None:
+        gpu = Gpu(lambda _: None)
+        for _ in range(5):
+            gpu.record_fault(uuid4(), "blank_image")
+            gpu.record_fault(uuid4(), "blank_image")
+            gpu.record_completed()
+        assert gpu.usable
+
+    def test_a_worker_that_completed_a_job_before_deserves_a_new_process_at_once(self) -> None:
+        gpu = Gpu(lambda _: None)
+        gpu.record_completed()
+        for _ in range(3):
+            gpu.record_fault(uuid4(), "blank_image")
+        assert (gpu.usable, gpu.faulty) == (False, False)
+
+    def test_the_first_reason_stays(self) -> None:
+        gpu = Gpu(lambda _: None)
+        with pytest.raises(GpuUnusable), gpu.turn(lease()):
+            raise GpuUnusable("planted")
+        for _ in range(3):
+            gpu.record_fault(uuid4(), "blank_image")
+        assert gpu.unusable_because == "gpu_unusable: planted"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.errors import (
+    BlankImage,
     GpuUnusable,
     JobCancelled,
     JobInvalid,
@@ -19,12 +20,13 @@ from ourvidz_sdxl.errors import (
     OutOfMemory,
     Released,
     UploadFailed,
+    UploadRefused,
     WorkerError,
 )
 from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.plan import Plan, make_plan
-from ourvidz_sdxl.process import Prepared, end_failed, monitor_generation_quality, paint, prepare
+from ourvidz_sdxl.process import Prepared, end_failed, monitor_generation_quality, paint, prepare, refused_input
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
 from ourvidz_sdxl.settings import Settings
 
@@ -179,7 +181,9 @@ class RecordingQueue(Queue):
         (OutOfMemory(), [(Outcome.FAILED, "out_of_memory")]),
         (UploadFailed(), [(Outcome.RETRY, "upload_failed")]),
         (GpuUnusable(), [(Outcome.CRASHED, "gpu_unusable")]),
-        (RuntimeError("a stranger"), [(Outcome.RETRY, "unknown_error")]),
+        (UploadRefused(), [(Outcome.FAILED, "upload_refused")]),
+        (BlankImage(), [(Outcome.FAULTED, "blank_image")]),
+        (RuntimeError("a stranger"), [(Outcome.FAULTED, "unknown_error")]),
         (JobCancelled(), [(Outcome.CANCELLED, None)]),
         (Released(), [(Outcome.RELEASED, None)]),
         (LeaseLost(), []),
@@ -190,6 +194,18 @@ def test_an_error_ends_its_job_by_its_type(error: Exception, ended: list[Any]) -
     queue = RecordingQueue()
     end_failed(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0), error, queue)
     assert queue.ended == ended
+
+
+@pytest.mark.parametrize("error", [ValueError(), TypeError(), KeyError(), OverflowError(), NotImplementedError()])
+def test_what_a_library_raises_for_a_jobs_input_is_no_fault_of_the_worker(error: Exception) -> None:
+    with pytest.raises(JobInvalid), refused_input():
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), OSError(), BlankImage(), JobCancelled()])
+def test_other_exceptions_keep_their_type(error: Exception) -> None:
+    with pytest.raises(type(error)), refused_input():
+        raise error
 
 
 def subclasses(root: type[WorkerError]) -> list[type[WorkerError]]:
