@@ -97,7 +97,7 @@ def test_a_job_leaves_its_figures(supabase: EmbeddedSupabase, db: Database, user
         samples = worker.samples()
         counted = {(n, *sorted(has.values())): v for n, has, v in samples if not n.endswith(("_bucket", "_sum"))}
         assert counted["sdxl_jobs_total", "", "completed", "sdxl_image_fast"] == 1
-        assert counted["sdxl_jobs_total", "out_of_memory", "failed", "sdxl_image_fast"] == 1
+        assert counted["sdxl_jobs_total", "failed", "out_of_memory", "sdxl_image_fast"] == 1
         assert counted["sdxl_images_total", "sdxl_image_fast"] == 3
         assert counted["sdxl_step_seconds_count",] == 9, "the first step is not counted"
         assert counted["sdxl_generation_time_seconds_count", "3", "none", "sdxl_image_fast"] == 1
