@@ -404,7 +404,7 @@ class Queue(RuleBasedStateMachine):
             (row,) = self.rows("select extract(epoch from run_at - now())::float as pause from public.jobs where id = %s", job.id)
             assert -60 < row["pause"] <= min(300, 5 * 2 ** (job.attempts - 1))
             self.past("update public.jobs set run_at = now() + make_interval(secs => %s) where id = %s", PAUSE * 60, job.id)
-            self.past("update private.leases set run_at = now() + make_interval(secs => %s) where job_id = %s", PAUSE * 60, job.id)
+            self.past("update private.leases l set run_at = j.run_at from public.jobs j where j.id = l.job_id and j.id = %s", job.id)
             job.run_at = self.now + PAUSE
 
     # ---- time
