@@ -148,12 +148,10 @@ class Worker:
             self._idle_at = time.perf_counter()
 
     async def _renew(self, job: str, token: object) -> None:
-        progress = 0
         while True:
             await asyncio.sleep(self._beat_seconds)
-            progress = min(95, progress + 20)
             try:
-                await self._rest.rpc("heartbeat_jobs", [UUID(job)], token, self._lease_seconds, {job: progress})
+                await self._rest.rpc("heartbeat_jobs", [UUID(job)], token, self._lease_seconds)
             except Refused:
                 continue
 

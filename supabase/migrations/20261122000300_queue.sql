@@ -39,8 +39,8 @@ create table private.reaping (
 -- Takes up to p_limit waiting jobs under a lease.
 -- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next job that is put off, or until the
 -- next lease ends unless it is renewed (then somebody must look), or null};
--- each row of jobs comes with what the worker needs beside it: "claims", "crashes", the "negative_preset" of its job type, and
--- "fault_is_charged": whether the outcome faulted would count as an attempt.
+-- each row of jobs comes with what the worker needs beside it: "claims", "crashes", "cost", the "negative_preset" of its job type,
+-- and "fault_is_charged": whether the outcome faulted would count as an attempt.
 -- A job that p_worker gave back as faulted is put off for it alone, until avoid_until.
 -- Dead leases are looked for once a second and not at every claim: to look is to visit every job that is processing.
 -- The planner traps that this shape avoids: a parameter as LIMIT is planned for a tenth of the backlog, a constant one for one row;
@@ -100,7 +100,7 @@ begin
              where l.state = 'waiting' and l.target_worker = p_target and l.job_type = any (p_job_types)) w;
   else
     select jsonb_agg(to_jsonb(j) || jsonb_build_object(
-                       'claims', l.claims, 'crashes', l.crashes, 'negative_preset', coalesce(n.negative_prompt, ''),
+                       'claims', l.claims, 'crashes', l.crashes, 'cost', l.cost, 'negative_preset', coalesce(n.negative_prompt, ''),
                        'fault_is_charged', p_worker = any (l.faulted_on) or cardinality(l.faulted_on) >= j.max_attempts)
                      order by l.priority, l.fair_key, l.job_id) into v_jobs
       from public.jobs j join private.leases l on l.job_id = j.id left join public.negative_presets n on n.job_type = j.job_type
