@@ -31,7 +31,7 @@ class Order:
 
     @property
     def cost(self) -> float:
-        """As private.jobs_before_insert reckons it."""
+        """As private.jobs_enqueue reckons it."""
         return self.batch_size * TYPES[self.job_type] / 25
 
 

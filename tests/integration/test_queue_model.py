@@ -369,10 +369,11 @@ class Queue(RuleBasedStateMachine):
         charged_attempts = job.attempts
         if uncharged:
             job.attempts -= 1
-        if outcome == "faulted":
+        if outcome in ("faulted", "crashed"):
             job.faulted_on += [worker] if first_fault else []
             others = {self.name(other) for other in WORKERS[:2]} - set(job.faulted_on)
-            job.avoid_until = self.now + AVOIDED if others else None
+            if outcome == "faulted" or others:
+                job.avoid_until = self.now + AVOIDED
         job.crashes = {"crashed": job.crashes + 1, "released": job.crashes}.get(outcome, 0)
         job.progress = {"completed": 100, "queued": 0}.get(status, job.progress)
         job.error_code = None if status in ("completed", "cancelled") else "poison_job" if poison else f"code_{outcome}"
