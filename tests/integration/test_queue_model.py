@@ -531,7 +531,11 @@ MUTATIONS = {
         "and true or j.status = 'queued'",
     ),
     "a crash that is charged": ("finish_job", "(p_outcome = 'crashed' and not v_poison)", "false"),
-    "a fault that is never charged": ("finish_job", "v_lease.worker <> all (v_lease.faulted_on) and cardinality", "cardinality"),
+    "a fault that is never charged": (
+        "finish_job",
+        "v_lease.worker <> all (v_lease.faulted_on) and cardinality(v_lease.faulted_on) < v_job.max_attempts",
+        "true",
+    ),
     "a fault that its worker claims again": (
         "claim_jobs",
         "case when p_worker = any (l.faulted_on) then l.avoid_until end) <= now()",
