@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from realtime import RealtimeSubscribeStates
+from realtime import RealtimePostgresChangesListenEvent, RealtimeSubscribeStates
 from supabase import AsyncClient, Client
 
 from ourvidz_sdxl.local import EmbeddedSupabase
@@ -44,7 +44,8 @@ async def watch_changes(client: AsyncClient, heard: asyncio.Queue[dict[str, Any]
     """Joins a channel with every change of public.jobs; returns when the database's side is ready, too."""
     ready = asyncio.Event()
     channel = client.channel("changes").on_system(lambda _: ready.set())
-    channel.on_postgres_changes("*", schema="public", table="jobs", callback=lambda told: heard.put_nowait(told["data"]))
+    every = RealtimePostgresChangesListenEvent.All
+    channel.on_postgres_changes(every, lambda told: heard.put_nowait(dict(told["data"])), table="jobs", schema="public")
     await channel.subscribe()
     async with asyncio.timeout(TIMEOUT_SECONDS):
         await ready.wait()
