@@ -259,7 +259,8 @@ class TestAFault:
     def another(self, db: Database) -> Iterator[str]:
         """Another worker of the same target, ready and alive."""
         db.execute(
-            "insert into public.workers (id, target_worker, host, version, state) values ('another', %s, 'h', '1', 'ready')", (TARGET,)
+            "insert into public.workers (id, target_worker, host, version, state) values ('another', %s, 'h', '1', 'ready')",
+            (TARGET,),
         )
         yield "another"
         db.execute("delete from public.workers where id = 'another'")
@@ -298,7 +299,13 @@ class TestAFault:
 
     @pytest.mark.parametrize(
         "change",
-        ["state = 'draining'", "state = 'starting'", "last_seen_at = now() - interval '1 h'", "target_worker = 'other'", "id = 'w'"],
+        [
+            "state = 'draining'",
+            "state = 'starting'",
+            "last_seen_at = now() - interval '1 h'",
+            "target_worker = 'other'",
+            "id = 'w'",
+        ],
     )
     def test_a_crash_puts_the_job_off_only_where_another_worker_could_take_it(
         self, db: Database, user: User, caller: Caller, another: str, change: str
