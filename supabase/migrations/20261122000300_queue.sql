@@ -208,7 +208,8 @@ begin
   update private.sweep s
      set bucket = case when v_seen < p_limit then '' else v_buckets[v_seen] end,
          path = case when v_seen < p_limit then '' else v_paths[v_seen] end,
-         next_at = now() + make_interval(secs => p_pause_seconds);
+         next_at = now() + make_interval(secs => p_pause_seconds)
+   where s.only_row;
   return query   -- scalar subqueries and not EXISTS: each object is looked up by itself, and nothing is joined as a whole
   select o.bucket, o.path
     from unnest(v_buckets, v_paths) o (bucket, path)
@@ -235,7 +236,7 @@ begin
   if not found then
     return;
   end if;
-  update public.retention r set next_at = now() + make_interval(secs => p_pause_seconds);
+  update public.retention r set next_at = now() + make_interval(secs => p_pause_seconds) where r.only_row;
   v_before := now() - make_interval(days => v_retention.days);
   delete from public.workers w where w.last_seen_at < v_before;
   delete from public.worker_starts s where s.ended_at < v_before;
