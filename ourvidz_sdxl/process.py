@@ -190,7 +190,6 @@ def paint(job: Job, prepared: Prepared, lease: Lease, tools: Tools) -> tuple[Seq
         denoising.step()
         tools.gpu.step(done, total)
         lease.check()
-        lease.progress = 100 * done // (total + 1)  # the last share is delivery
         index = done % plan.batch_size  # each of the images in its turn
         tools.progress.step(job.id, done, total, lambda: (index, tools.engine.preview(index)) if shown else None)
 

@@ -35,6 +35,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     RELEASED = "released"
     CRASHED = "crashed"
+    FAULTED = "faulted"  # may be this worker's own fault: another one gets the job first
 
 
 class Lease:
@@ -45,7 +46,6 @@ class Lease:
         self.token = token
         self.claimed_at = clock()
         self.expires_at = expires_at  # on the clock of this process, counted from before the call that granted it
-        self.progress = 0
         self.painted = False  # its turn on the GPU is over; what is left is delivery
         self._clock = clock
         self._end: type[JobCancelled | LeaseLost | Released] | None = None
@@ -133,7 +133,6 @@ class Queue:
                 "p_ids": [str(lease.job_id)],
                 "p_token": str(lease.token),
                 "p_lease_seconds": self._settings.lease_seconds,
-                "p_progress": {str(lease.job_id): lease.progress},
             },
             patience_seconds=self._settings.heartbeat_seconds,
         )

@@ -71,7 +71,8 @@ class Attempt:
     def ended(self, outcome: str, error_code: str) -> None:
         """The job ends with it where the database says so; `finish_job` goes by the same rules."""
         self.outcome, self.error_code = outcome, error_code
-        out_of_attempts = outcome == "retry" and self._row.get("attempts", 0) >= self._row.get("max_attempts", 1)
+        charged = outcome == "retry" or (outcome == "faulted" and self._row.get("fault_is_charged", False))
+        out_of_attempts = charged and self._row.get("attempts", 0) >= self._row.get("max_attempts", 1)
         poison = outcome == "crashed" and self._row.get("crashes", 0) >= 1
         self.last = outcome in ("completed", "failed", "cancelled") or out_of_attempts or poison
 

@@ -1,8 +1,14 @@
 -- What a job is. A frontend inserts a row with what it asks for; the worker fills in the rest.
 -- The CHECK constraints are the first validator: a job that cannot be painted is refused in the browser, under a name that says why.
 
-create schema private;   -- helpers and trigger functions; never listed in the API's exposed schemas
-comment on schema private is 'Functions that only the database itself calls. Not exposed by the API.';
+-- Helpers, trigger functions and the queue's own tables; never listed in the API's exposed schemas. A project may have a schema of this
+-- name already: then it keeps its comment, its owner and its grants, and every grant below names an object of ours.
+do $$ begin
+  if to_regnamespace('private') is null then
+    create schema private;
+    comment on schema private is 'Functions and tables that only the database and the workers use. Not exposed by the API.';
+  end if;
+end $$;
 
 create table public.jobs (
   -- who and what
@@ -36,8 +42,6 @@ create table public.jobs (
   error_message        text,
   attempts             smallint not null default 0,
   max_attempts         smallint not null default 3,
-  claims               integer not null default 0,
-  crashes              smallint not null default 0,
   cancel_requested_at  timestamptz,
   created_at           timestamptz not null default now(),
   started_at           timestamptz,
@@ -49,12 +53,6 @@ create table public.jobs (
   -- order
   priority             smallint not null default 100,
   run_at               timestamptz not null default now(),
-  cost                 real not null default 1,
-  fair_key             double precision not null default 0,
-  -- lease; lease_expires_at is in no index on purpose, so that heartbeats stay heap-only updates
-  lease_token          uuid,
-  leased_by            text,
-  lease_expires_at     timestamptz,
 
   constraint job_type_is_sdxl_image_fast_or_sdxl_image_high check (job_type in ('sdxl_image_fast', 'sdxl_image_high')),
   constraint target_worker_is_a_short_lowercase_name check (target_worker ~ '^[a-z0-9_-]{1,64}$'),
@@ -98,10 +96,7 @@ create table public.jobs (
   constraint max_attempts_is_from_1_to_20 check (max_attempts between 1 and 20),
   constraint attempts_is_from_0_to_max_attempts check (attempts between 0 and max_attempts),
   constraint priority_is_from_0_to_1000 check (priority between 0 and 1000),
-  constraint cost_is_positive check (cost > 0),
   constraint warnings_is_an_array check (jsonb_typeof(warnings) = 'array'),
-  constraint processing_is_leased check ((status = 'processing') = (lease_expires_at is not null)),
-  constraint leased_has_a_token check (lease_expires_at is null or (lease_token is not null and leased_by is not null)),
   constraint finished_has_a_time check ((status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)),
   constraint failed_has_a_code check (status <> 'failed' or error_code is not null)
 ) with (
@@ -110,15 +105,49 @@ create table public.jobs (
   autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 500, autovacuum_vacuum_cost_delay = 0
 );
 
-create index jobs_claim_idx on public.jobs (target_worker, priority, fair_key, id) where status = 'queued';
-create index jobs_active_idx on public.jobs (user_id, target_worker, fair_key) where status in ('queued', 'processing');
-create index jobs_processing_idx on public.jobs (target_worker, priority, fair_key) where status = 'processing';
-create index jobs_lease_token_idx on public.jobs (lease_token) where status = 'processing';
+-- status is in no index, so that a claim is a heap-only update
 create index jobs_user_idx on public.jobs (user_id, created_at desc);
-create index jobs_completed_idx on public.jobs (completed_at, status) where completed_at is not null;
-create index jobs_failed_idx on public.jobs (completed_at) where status = 'failed';
+create index jobs_completed_idx on public.jobs (completed_at) where completed_at is not null;
+create index jobs_failed_idx on public.jobs (completed_at) where completed_at is not null and error_code is not null;
 -- not partial, so that on_conflict=user_id,idempotency_key of the REST API finds it
 create unique index jobs_idempotency_key_is_unique_per_user on public.jobs (user_id, idempotency_key);
+
+-- The queue's half of each job: its place among those that wait, and its lease. A row of its own, because each change of a row of jobs is
+-- an event of postgres_changes that shows all of the row to its user: a heartbeat is none, and no token, worker or virtual time is in one.
+-- (Column grants would hide them, too; but then PostgREST answers 42501 to every select=* of a frontend.)
+-- job_type, target_worker, priority and run_at repeat those of jobs, so that a claim finds the next job in one index.
+-- Who locks rows of both tables locks jobs first. expires_at is in no index, so that heartbeats are heap-only updates.
+create table private.leases (
+  job_id        uuid primary key references public.jobs (id) on delete cascade,
+  state         text not null default 'waiting',
+  -- place in the queue
+  user_id       uuid not null,
+  target_worker text not null,
+  job_type      text not null,
+  priority      smallint not null,
+  run_at        timestamptz not null,
+  cost          real not null,
+  fair_key      double precision not null,
+  -- lease
+  token         uuid,
+  worker        text,
+  expires_at    timestamptz,
+  claims        integer not null default 0,
+  crashes       smallint not null default 0,
+  faulted_on    text[] not null default '{}',
+  avoid_until   timestamptz,
+
+  constraint lease_state_is_known check (state in ('waiting', 'held', 'ended')),
+  constraint held_has_a_token_a_worker_and_an_end
+    check (state <> 'held' or (token is not null and worker is not null and expires_at is not null)),
+  constraint cost_is_positive check (cost > 0)
+) with (
+  fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500,
+  autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 500, autovacuum_vacuum_cost_delay = 0
+);
+create index leases_queue_idx on private.leases (state, target_worker, priority, fair_key, job_id) where state <> 'ended';
+create index leases_active_idx on private.leases (user_id, target_worker) where state <> 'ended';
+create index leases_token_idx on private.leases (token) where state = 'held';
 
 create table public.job_images (
   job_id           uuid not null references public.jobs (id) on delete cascade,
@@ -210,7 +239,8 @@ comment on column public.jobs.reference_image_url is 'An address, https, of the 
 comment on column public.jobs.exact_copy_mode is 'Copy the reference: a denoise strength of 0.05 at most, and neither guidance nor a negative prompt.';
 comment on column public.jobs.enhance_prompt is 'Have the prompt written longer by a language model, where the worker has one.';
 comment on column public.jobs.status is 'queued, processing, completed, failed or cancelled; the last three are final.';
-comment on column public.jobs.progress is 'Percent.';
+comment on column public.jobs.progress is
+  '0 until the job is completed, then 100. While it runs, its steps and previews are broadcast on job:<id>: no heartbeat changes this row.';
 comment on column public.jobs.error_code is 'Why it failed, or why its last attempt did: a stable code, such as invalid_reference.';
 comment on column public.jobs.error_message is 'The same in words for the user.';
 comment on column public.jobs.max_attempts is 'After so many attempts that count, a failure is final.';
@@ -222,8 +252,6 @@ comment on column public.jobs.enhanced_prompt is 'The prompt that was painted, w
 comment on column public.jobs.metrics is 'Of the last painting: generation_time (s), vram_usage (MiB), i2i_mode, steps, quality_events, trace_id and more.';
 comment on column public.jobs.priority is 'Lower goes first; each priority is a queue of its own.';
 comment on column public.jobs.run_at is 'Not claimed before: later than created_at when an attempt is put off.';
-comment on column public.jobs.leased_by is 'The worker that claimed it last.';
-comment on column public.jobs.lease_expires_at is 'Until when the claim holds unless it is renewed; absent while nobody holds it.';
 comment on column public.jobs.width is 'Pixels; absent means the model''s native size, or the reference''s aspect.';
 comment on column public.jobs.height is 'As width, with which it comes.';
 comment on column public.jobs.steps is 'Denoising steps; absent means 15 for sdxl_image_fast and 25 for sdxl_image_high.';
@@ -236,8 +264,6 @@ comment on column public.jobs.metadata is 'Free for the frontend. The worker rea
 comment on column public.jobs.fallback_to_text is 'Paint from the prompt alone when the reference cannot be used; warnings then say so.';
 comment on column public.jobs.warnings is 'What went otherwise than asked for: [{"code", "message"}].';
 comment on column public.jobs.attempts is 'Attempts that count: grows with each claim; what a worker gives back unfinished is not counted.';
-comment on column public.jobs.claims is 'How often the job was claimed, ever. Part of every object''s name, so that no two leases write to one object.';
-comment on column public.jobs.crashes is 'Workers in a row that died while painting this job; the second one fails it as poison_job.';
 comment on column public.job_images.job_id is 'The job that it was painted for.';
 comment on column public.job_images.index is 'Its place in the batch, from 0.';
 comment on column public.job_images.bucket is 'Where it lies in Storage: the bucket, private, named like the job''s type.';
@@ -277,9 +303,25 @@ comment on column public.workers.idle_since is 'Since when it has had nothing to
 comment on column public.workers.pod_id is 'The RunPod pod that it runs in; absent elsewhere.';
 comment on column public.workers.start_id is 'The row of worker_starts that asked for it, where a serverless request did.';
 comment on column public.workers.error is 'Why the worker last failed (at failed_at), as "code: message"; it stays when another process has taken over.';
-comment on column public.jobs.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
-comment on column public.jobs.fair_key is 'Virtual end time: orders jobs fairly between users (self-clocked fair queueing).';
-comment on column public.jobs.lease_token is 'Chosen by the worker for each claim; every write of the worker must carry it.';
+
+comment on table private.leases is 'The queue''s half of each job: its place among those that wait, and its lease. Seen by workers only.';
+comment on column private.leases.job_id is 'The job.';
+comment on column private.leases.state is 'waiting (jobs.status is queued), held (processing) or ended (completed, failed, cancelled).';
+comment on column private.leases.user_id is 'As in jobs: whose turn it is.';
+comment on column private.leases.target_worker is 'As in jobs.';
+comment on column private.leases.job_type is 'As in jobs.';
+comment on column private.leases.priority is 'As in jobs.';
+comment on column private.leases.run_at is 'As in jobs.';
+comment on column private.leases.cost is 'Work in units of one 1024 x 1024 image at 25 steps.';
+comment on column private.leases.fair_key is 'Virtual end time: orders jobs fairly between users (self-clocked fair queueing).';
+comment on column private.leases.token is 'Chosen by the worker for each claim; every write of the worker must carry it. Stays when the lease has ended.';
+comment on column private.leases.worker is 'The worker that claimed it last.';
+comment on column private.leases.expires_at is 'Until when the lease holds unless a heartbeat renews it; absent while nobody holds it.';
+comment on column private.leases.claims is
+  'How often the job was claimed, ever. Part of every object''s name, so that no two leases write to one object.';
+comment on column private.leases.crashes is 'Workers in a row that died while painting this job; the second one fails it as poison_job.';
+comment on column private.leases.faulted_on is 'Workers that gave it back as faulted, in their order.';
+comment on column private.leases.avoid_until is 'Until then the workers of faulted_on pass over it, because another one may take it.';
 
 -- Where the sweep for orphaned objects goes on; one row. See sweep_orphans.
 create table private.sweep (

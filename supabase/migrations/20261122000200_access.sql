@@ -10,7 +10,8 @@ alter table public.retention enable row level security;
 
 revoke all on public.jobs, public.job_images, public.job_events, public.workers, public.negative_presets, public.retention
   from anon, authenticated, service_role;
-revoke all on all sequences in schema public from anon, authenticated, service_role;   -- job_events numbers its rows by trigger alone
+revoke all on sequence public.job_events_id_seq from anon, authenticated, service_role;   -- numbered by trigger alone
+revoke all on private.leases, private.sweep from public, anon, authenticated, service_role;   -- a schema that was there may have default privileges
 
 grant select on public.jobs, public.job_images, public.job_events to authenticated;
 grant insert (id, user_id, job_type, target_worker, metadata, idempotency_key, prompt, negative_prompt, batch_size, width, height,
@@ -21,6 +22,7 @@ grant update (cancel_requested_at) on public.jobs to authenticated;
 
 grant select, insert, update, delete on public.jobs, public.job_images, public.workers to service_role;
 grant select on public.job_events to service_role;
+grant select, update on private.leases to service_role;
 grant select, update on public.negative_presets, public.retention to service_role;
 
 create policy "read your own jobs" on public.jobs for select to authenticated

@@ -14,19 +14,18 @@ language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 declare
   v_reaped integer;
 begin
-  with dead as materialized (
-    select j.id from public.jobs j
-     where j.status = 'processing' and j.target_worker = p_target and j.lease_expires_at < now()
-     limit p_limit for no key update skip locked)
-  update public.jobs j
+  with dead as materialized (   -- both rows are locked, so that a lease that is just being renewed is passed over
+    select l.job_id from private.leases l join public.jobs j on j.id = l.job_id
+     where l.state = 'held' and l.target_worker = p_target and l.expires_at < now() and j.status = 'processing'
+     limit p_limit for no key update of j, l skip locked)
+  update public.jobs j   -- and the trigger ends the lease
      set status = case when j.cancel_requested_at is not null then 'cancelled'
                        when j.attempts >= j.max_attempts then 'failed' else 'queued' end,
          completed_at = case when j.cancel_requested_at is not null or j.attempts >= j.max_attempts then now() end,
          run_at = now() + private.backoff(j.attempts),
-         lease_expires_at = null,
          error_code = 'lease_expired',
          error_message = 'The worker stopped answering.'
-   where j.id = any (array (select dead.id from dead));
+   where j.id = any (array (select dead.job_id from dead));
   get diagnostics v_reaped = row_count;
   return v_reaped;
 end $$;
@@ -38,18 +37,21 @@ create table private.reaping (
 );
 
 -- Takes up to p_limit waiting jobs under a lease.
--- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next delayed job, or until the next
--- lease ends unless it is renewed (then somebody must look), or null};
--- each row comes with the "negative_preset" of its job type.
+-- Returns {"jobs": [row, …], "more": work was seen but locked by others, "next_run_in_ms": until the next job that is put off, or until the
+-- next lease ends unless it is renewed (then somebody must look), or null};
+-- each row of jobs comes with what the worker needs beside it: "claims", "crashes", the "negative_preset" of its job type, and
+-- "fault_is_charged": whether the outcome faulted would count as an attempt.
+-- A job that p_worker gave back as faulted is put off for it alone, until avoid_until.
 -- Dead leases are looked for once a second and not at every claim: to look is to visit every job that is processing.
 -- The planner traps that this shape avoids: a parameter as LIMIT is planned for a tenth of the backlog, a constant one for one row;
 -- and FOR UPDATE would skip rows whose children are being written (FOR NO KEY UPDATE does not).
+-- Only the row of jobs is locked; what could have changed in it meanwhile is asked of it again, once it is.
 create function public.claim_jobs(
   p_worker text, p_target text, p_job_types text[], p_token uuid, p_limit integer default 1, p_lease_seconds integer default 60
 ) returns jsonb
 language plpgsql volatile set search_path = '' set enable_seqscan = off set statement_timeout = '5s' as $$
 declare
-  v_lease_expires_at constant timestamptz := now() + make_interval(secs => p_lease_seconds);
+  v_expires_at constant timestamptz := now() + make_interval(secs => p_lease_seconds);
   v_id uuid;
   v_ids uuid[];
   v_jobs jsonb;
@@ -64,64 +66,75 @@ begin
     perform public.reap_jobs(p_target);
   end if;
   with again as (   -- the same call made again: its reply was lost
-    update public.jobs j set lease_expires_at = v_lease_expires_at
-     where j.status = 'processing' and j.target_worker = p_target and j.lease_token = p_token returning j.id)
-  select array_agg(a.id) into v_ids from again a;
+    update private.leases l set expires_at = v_expires_at
+     where l.state = 'held' and l.target_worker = p_target and l.token = p_token returning l.job_id)
+  select array_agg(a.job_id) into v_ids from again a;
   if v_ids is null then
     for place in 1 .. p_limit loop
+      with next as materialized (
+        select j.id from private.leases l join public.jobs j on j.id = l.job_id
+         where l.state = 'waiting' and l.target_worker = p_target and l.job_type = any (p_job_types)
+           and greatest(l.run_at, case when p_worker = any (l.faulted_on) then l.avoid_until end) <= now()
+           and j.status = 'queued' and j.run_at <= now()
+         order by l.priority, l.fair_key, l.job_id limit 1 for no key update of j skip locked),
+      leased as (
+        update private.leases l
+           set state = 'held', token = p_token, worker = p_worker, expires_at = v_expires_at, claims = l.claims + 1
+         where l.job_id = (select n.id from next n))
       update public.jobs j
-         set status = 'processing', progress = 0, attempts = j.attempts + 1, claims = j.claims + 1, started_at = now(),
-             error_code = null, error_message = null,
-             lease_token = p_token, leased_by = p_worker, lease_expires_at = v_lease_expires_at
-       where j.id = (select w.id from public.jobs w
-                      where w.status = 'queued' and w.target_worker = p_target and w.job_type = any (p_job_types)
-                        and w.run_at <= now()
-                      order by w.priority, w.fair_key, w.id limit 1 for no key update skip locked)
+         set status = 'processing', progress = 0, attempts = j.attempts + 1, started_at = now(), error_code = null, error_message = null
+       where j.id = (select n.id from next n)
       returning j.id into v_id;
       exit when not found;
       v_ids := v_ids || v_id;
     end loop;
   end if;
   if v_ids is null then
-    select exists (select from public.jobs j
-                    where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at <= now()),
-           least((select min(j.run_at) from public.jobs j
-                   where j.status = 'queued' and j.target_worker = p_target and j.job_type = any (p_job_types) and j.run_at > now()),
-                 (select greatest(min(j.lease_expires_at), now() + interval '1 s') from public.jobs j
-                   where j.status = 'processing' and j.target_worker = p_target having count(*) > 0))
-      into v_more, v_next;
+    select coalesce(bool_or(w.free_at <= now()), false),
+           least(min(w.free_at) filter (where w.free_at > now()),
+                 (select greatest(min(l.expires_at), now() + interval '1 s') from private.leases l
+                   where l.state = 'held' and l.target_worker = p_target having count(*) > 0))
+      into v_more, v_next
+      from (select greatest(l.run_at, case when p_worker = any (l.faulted_on) then l.avoid_until end) as free_at
+              from private.leases l
+             where l.state = 'waiting' and l.target_worker = p_target and l.job_type = any (p_job_types)) w;
   else
-    select jsonb_agg(to_jsonb(j) || jsonb_build_object('negative_preset', coalesce(n.negative_prompt, ''))
-                     order by j.priority, j.fair_key, j.id) into v_jobs
-      from public.jobs j left join public.negative_presets n on n.job_type = j.job_type where j.id = any (v_ids);
+    select jsonb_agg(to_jsonb(j) || jsonb_build_object(
+                       'claims', l.claims, 'crashes', l.crashes, 'negative_preset', coalesce(n.negative_prompt, ''),
+                       'fault_is_charged', p_worker = any (l.faulted_on) or cardinality(l.faulted_on) >= j.max_attempts)
+                     order by l.priority, l.fair_key, l.job_id) into v_jobs
+      from public.jobs j join private.leases l on l.job_id = j.id left join public.negative_presets n on n.job_type = j.job_type
+     where j.id = any (v_ids);
   end if;
   return jsonb_build_object('jobs', coalesce(v_jobs, '[]'), 'more', coalesce(v_more, true),
                             'next_run_in_ms', ceil(extract(epoch from v_next - now()) * 1000)::bigint);
 end $$;
 
--- Renews the leases held under p_token. p_progress is {"<job id>": 0..100}.
+-- Renews the leases held under p_token. It writes private.leases only: no heartbeat is an event of postgres_changes, nor a broadcast.
 -- Verdict of each job: ok | cancel (its user asked to stop) | lost (the lease belongs to somebody else, or to nobody).
--- The lease is tested and not the status: with the status the planner prefers the wrong index.
-create function public.heartbeat_jobs(p_ids uuid[], p_token uuid, p_lease_seconds integer default 60, p_progress jsonb default '{}')
+create function public.heartbeat_jobs(p_ids uuid[], p_token uuid, p_lease_seconds integer default 60)
 returns table (id uuid, verdict text)
 language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
   return query
   with renewed as (
-    update public.jobs j
-       set lease_expires_at = now() + make_interval(secs => p_lease_seconds),
-           progress = greatest(j.progress, coalesce((p_progress ->> j.id::text)::smallint, 0))
-     where j.id = any (p_ids) and j.lease_token = p_token and j.lease_expires_at is not null
-    returning j.id, j.cancel_requested_at)
-  select asked.id, case when r.id is null then 'lost' when r.cancel_requested_at is not null then 'cancel' else 'ok' end
-    from unnest(p_ids) asked (id) left join renewed r on r.id = asked.id;
+    update private.leases l
+       set expires_at = now() + make_interval(secs => p_lease_seconds)
+     where l.job_id = any (p_ids) and l.token = p_token and l.state = 'held'
+    returning l.job_id)
+  select asked.id, case when r.job_id is null then 'lost'
+                        when (select j.cancel_requested_at from public.jobs j where j.id = asked.id) is not null then 'cancel'
+                        else 'ok' end
+    from unnest(p_ids) asked (id) left join renewed r on r.job_id = asked.id;
 end $$;
 
 -- Ends a job, or gives it back. Outcomes: completed (p_images holds one object for each image, with the columns of job_images) |
 -- failed | retry (queued again after a pause, or failed when attempts are used up) | cancelled | released (the worker shuts down:
 -- queued again at once, the attempt is given back) | crashed (the worker or its GPU died while painting this job: as released, but
--- the second time in a row the job is failed as poison_job). p_error is {"code", "message"}, p_warnings an array of the same.
+-- the second time in a row the job is failed as poison_job) | faulted (it may be the worker's own fault: another one gets it first, and the
+-- attempt is given back; but as retry for a worker that gave this job back as faulted before, or once max_attempts of them did).
+-- p_error is {"code", "message"}, p_warnings an array of the same.
 -- Returns ok | already (this call was made before) | lost (the lease is no longer the caller's; nothing was written).
 create function public.finish_job(
   p_id uuid, p_token uuid, p_outcome text, p_images jsonb default '[]', p_error jsonb default null, p_metrics jsonb default null,
@@ -130,29 +143,34 @@ create function public.finish_job(
 language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 declare
   v_job public.jobs;
+  v_lease private.leases;
   v_status text;
   v_poison boolean;
+  v_uncharged boolean;
 begin
-  if p_outcome is null or p_outcome not in ('completed', 'failed', 'retry', 'cancelled', 'released', 'crashed') then
+  if p_outcome is null or p_outcome not in ('completed', 'failed', 'retry', 'cancelled', 'released', 'crashed', 'faulted') then
     raise exception 'unknown outcome %', p_outcome
-      using errcode = 'PT400', hint = 'completed, failed, retry, cancelled, released or crashed';
+      using errcode = 'PT400', hint = 'completed, failed, retry, cancelled, released, crashed or faulted';
   end if;
   select * into v_job from public.jobs where id = p_id for no key update;
-  if not found or v_job.lease_token is distinct from p_token then
+  select * into v_lease from private.leases where job_id = p_id for no key update;
+  if v_lease.token is distinct from p_token or v_lease.token is null then
     return 'lost';
   end if;
-  if v_job.lease_expires_at is null then   -- the lease ended under this token: by this very call, or by the reaper
+  if v_lease.state <> 'held' then   -- the lease ended under this token: by this very call, or by the reaper
     return case when v_job.error_code is distinct from 'lease_expired'
                  and (v_job.status = p_outcome
-                      or (p_outcome in ('retry', 'released', 'crashed') and v_job.status in ('queued', 'cancelled'))
-                      or (p_outcome in ('retry', 'crashed') and v_job.status = 'failed'))
+                      or (p_outcome in ('retry', 'released', 'crashed', 'faulted') and v_job.status in ('queued', 'cancelled'))
+                      or (p_outcome in ('retry', 'crashed', 'faulted') and v_job.status = 'failed'))
                 then 'already' else 'lost' end;
   end if;
-  v_poison := p_outcome = 'crashed' and v_job.crashes >= 1 and v_job.cancel_requested_at is null;
+  v_poison := p_outcome = 'crashed' and v_lease.crashes >= 1 and v_job.cancel_requested_at is null;
+  v_uncharged := p_outcome = 'released' or (p_outcome = 'crashed' and not v_poison)
+    or (p_outcome = 'faulted' and v_lease.worker <> all (v_lease.faulted_on) and cardinality(v_lease.faulted_on) < v_job.max_attempts);
   v_status := case
     when p_outcome in ('completed', 'failed', 'cancelled') then p_outcome
     when v_job.cancel_requested_at is not null then 'cancelled'
-    when v_poison or (p_outcome = 'retry' and v_job.attempts >= v_job.max_attempts) then 'failed'
+    when v_poison or (not v_uncharged and v_job.attempts >= v_job.max_attempts) then 'failed'
     else 'queued' end;
   if v_status = 'completed' then
     if jsonb_array_length(p_images) <> v_job.batch_size then
@@ -163,20 +181,32 @@ begin
     select p_id, i.index, i.bucket, i.path, i.thumbnail_path, i.seed, i.width, i.height, i.mime_type, i.bytes, i.sha256, i.similarity_score
       from jsonb_populate_recordset(null::public.job_images, p_images) i;
   end if;
+  if p_outcome = 'faulted' and v_lease.worker <> all (v_lease.faulted_on) then
+    v_lease.faulted_on := v_lease.faulted_on || v_lease.worker;
+  end if;
+  update private.leases l   -- before the row of jobs, whose trigger looks whether they agree
+     set state = case v_status when 'queued' then 'waiting' else 'ended' end,
+         expires_at = null,
+         crashes = case p_outcome when 'crashed' then l.crashes + 1 when 'released' then l.crashes else 0 end,
+         faulted_on = v_lease.faulted_on,
+         avoid_until = case when p_outcome <> 'faulted' then l.avoid_until
+                            when exists (select from public.workers w
+                                          where w.target_worker = l.target_worker and w.id <> all (v_lease.faulted_on)
+                                            and w.state = 'ready' and private.is_live(w)) then now() + interval '60 s' end
+   where l.job_id = p_id;
   update public.jobs j
      set status = v_status,
-         progress = case v_status when 'completed' then 100 when 'queued' then 0 else j.progress end,
+         progress = case v_status when 'completed' then 100 else 0 end,
          completed_at = case when v_status <> 'queued' then now() end,
-         lease_expires_at = null,
          error_code = case when v_poison then 'poison_job' when v_status in ('failed', 'queued') then p_error ->> 'code' end,
          error_message = case when v_poison then 'This job stopped two workers in a row.'
                               when v_status in ('failed', 'queued') then p_error ->> 'message' end,
          metrics = coalesce(p_metrics, j.metrics),
          warnings = p_warnings,
          enhanced_prompt = coalesce(p_enhanced_prompt, j.enhanced_prompt),
-         attempts = case when p_outcome in ('released', 'crashed') and not v_poison then j.attempts - 1 else j.attempts end,
-         crashes = case p_outcome when 'crashed' then j.crashes + 1 when 'released' then j.crashes else 0 end,
-         run_at = case when p_outcome = 'retry' then now() + private.backoff(j.attempts) else j.run_at end
+         attempts = case when v_uncharged then j.attempts - 1 else j.attempts end,
+         run_at = case when v_uncharged or p_outcome not in ('retry', 'faulted') then j.run_at
+                       else now() + private.backoff(j.attempts) end
    where j.id = p_id;
   return 'ok';
 end $$;
@@ -272,34 +302,35 @@ language sql volatile set search_path = '' as $$
 $$;
 
 -- How many jobs a waiting job of the caller's own has before it; null for any other. It counts to a thousand. The private half sees
--- everybody's jobs, of which it tells nothing else; REST does not reach it.
+-- everybody's jobs, of which it tells nothing else; REST does not reach it. The body of the public half is parsed here and now, so that its
+-- callers need no USAGE of the schema.
 create function private.jobs_ahead(p_job uuid) returns integer
 language sql stable security definer set search_path = '' set enable_seqscan = off as $$
   select (select count(*) from (
-            select from public.jobs w
-             where w.status = 'queued' and w.target_worker = j.target_worker
-               and (w.priority, w.fair_key, w.id) < (j.priority, j.fair_key, j.id) and w.run_at <= now()
+            select from private.leases w
+             where w.state = 'waiting' and w.target_worker = l.target_worker
+               and (w.priority, w.fair_key, w.job_id) < (l.priority, l.fair_key, l.job_id) and w.run_at <= now()
              limit 1000) ahead)::integer
-    from public.jobs j where j.id = p_job and j.status = 'queued' and j.user_id = (select auth.uid())
+    from private.leases l where l.job_id = p_job and l.state = 'waiting' and l.user_id = (select auth.uid())
 $$;
 create function public.jobs_ahead(p_job uuid) returns integer
-language sql stable set search_path = '' as 'select private.jobs_ahead(p_job)';
+language sql stable set search_path = '' return private.jobs_ahead(p_job);
 
-revoke execute on all functions in schema private from public;
+revoke execute on function private.backoff(integer, real, real), private.jobs_ahead(uuid) from public, anon, authenticated, service_role;
 revoke execute on function public.jobs_ahead(uuid) from public, anon, service_role;
-grant usage on schema private to authenticated;
 grant execute on function private.jobs_ahead(uuid), public.jobs_ahead(uuid) to authenticated;
 revoke execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
-  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
+  public.heartbeat_jobs(uuid[], uuid, integer), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
   public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real), public.retire_jobs(integer, real)
   from public, anon, authenticated;
 grant execute on function
   public.reap_jobs(text, integer), public.claim_jobs(text, text, text[], uuid, integer, integer),
-  public.heartbeat_jobs(uuid[], uuid, integer, jsonb), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
+  public.heartbeat_jobs(uuid[], uuid, integer), public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text),
   public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real), public.retire_jobs(integer, real)
   to service_role;
 grant usage on schema private to service_role;
+revoke all on private.reaping from public, anon, authenticated, service_role;
 grant select, insert, update on private.reaping to service_role;
 grant select, update on private.sweep to service_role;
 grant execute on function private.backoff(integer, real, real) to service_role;

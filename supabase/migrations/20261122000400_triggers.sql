@@ -8,35 +8,61 @@
 -- processed the next ones begin later. Each priority has a queue of its own. A user's inserts go one after the other: side by side, they
 -- would not see each other's cost, nor the quota.
 create function private.jobs_before_insert() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('jobs of ' || new.user_id, 0));
+  return new;
+end $$;
+create trigger jobs_before_insert before insert on public.jobs
+  for each row execute function private.jobs_before_insert();
+
+-- After the insert, and so only of rows that were inserted: a repeat that its idempotency key passes over is not held against the quota.
+create function private.jobs_enqueue() returns trigger
 language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
 declare
   v_active integer;
   v_own_end double precision;
   v_now double precision;   -- in virtual time
+  v_cost real;
 begin
-  perform pg_advisory_xact_lock(hashtextextended('jobs of ' || new.user_id, 0));
-  select count(*), max(j.fair_key) filter (where j.priority = new.priority) into v_active, v_own_end
-    from public.jobs j
-   where j.user_id = new.user_id and j.target_worker = new.target_worker and j.status in ('queued', 'processing');
+  select count(*), max(l.fair_key) filter (where l.priority = new.priority) into v_active, v_own_end
+    from private.leases l
+   where l.user_id = new.user_id and l.target_worker = new.target_worker and l.state <> 'ended';
   if v_active >= 200 then
     raise exception 'too many active jobs' using errcode = 'PT429', hint = 'You have 200 jobs waiting or running; let some finish first.';
   end if;
-  select max(j.fair_key) into v_now
-    from public.jobs j
-   where j.target_worker = new.target_worker and j.status = 'processing' and j.priority = new.priority;
+  select max(l.fair_key) into v_now
+    from private.leases l
+   where l.state = 'held' and l.target_worker = new.target_worker and l.priority = new.priority;
   if v_now is null then
-    select j.fair_key - j.cost into v_now
-      from public.jobs j
-     where j.target_worker = new.target_worker and j.status = 'queued' and j.priority = new.priority and j.run_at <= now()
-     order by j.fair_key, j.id limit 1;
+    select l.fair_key - l.cost into v_now
+      from private.leases l
+     where l.state = 'waiting' and l.target_worker = new.target_worker and l.priority = new.priority and l.run_at <= now()
+     order by l.fair_key, l.job_id limit 1;
   end if;
-  new.cost := greatest(0.01, new.batch_size * coalesce(new.steps, case new.job_type when 'sdxl_image_fast' then 15 else 25 end) / 25.0
-                             * coalesce(new.width::bigint * new.height, 1048576) / 1048576.0);
-  new.fair_key := greatest(coalesce(v_now, 0), coalesce(v_own_end, 0)) + new.cost;
-  return new;
+  v_cost := greatest(0.01, new.batch_size * coalesce(new.steps, case new.job_type when 'sdxl_image_fast' then 15 else 25 end) / 25.0
+                           * coalesce(new.width::bigint * new.height, 1048576) / 1048576.0);
+  insert into private.leases (job_id, state, user_id, target_worker, job_type, priority, run_at, cost, fair_key)
+  values (new.id, case new.status when 'queued' then 'waiting' else 'ended' end, new.user_id, new.target_worker, new.job_type,
+          new.priority, new.run_at, v_cost, greatest(coalesce(v_now, 0), coalesce(v_own_end, 0)) + v_cost);
+  return null;
 end $$;
-create trigger jobs_before_insert before insert on public.jobs
-  for each row execute function private.jobs_before_insert();
+create trigger jobs_enqueue after insert on public.jobs
+  for each row execute function private.jobs_enqueue();   -- by its name before jobs_inserted
+
+-- Keeps the queue's copy of what is claimed by: an operator may move a waiting job, and an attempt may be put off.
+create function private.jobs_moved() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update private.leases l
+     set target_worker = new.target_worker, job_type = new.job_type, priority = new.priority, run_at = new.run_at
+   where l.job_id = new.id;
+  return null;
+end $$;
+create trigger jobs_moved after update of target_worker, job_type, priority, run_at on public.jobs
+  for each row when (old.run_at is distinct from new.run_at or old.priority is distinct from new.priority
+                     or old.target_worker is distinct from new.target_worker or old.job_type is distinct from new.job_type)
+  execute function private.jobs_moved();   -- by its name before jobs_updated
 
 -- A finished row never changes, whoever asks; a queued job that is cancelled ends at once.
 create function private.jobs_before_update() returns trigger
@@ -80,8 +106,8 @@ language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
 declare
   v_idle bigint;
 begin
-  if exists (select from public.jobs j where j.status = 'queued' and j.target_worker = p_target and j.run_at <= now()
-              order by j.priority, j.fair_key, j.id offset p_jobs + 49 limit 1) then
+  if exists (select from private.leases l where l.state = 'waiting' and l.target_worker = p_target and l.run_at <= now()
+              order by l.priority, l.fair_key, l.job_id offset p_jobs + 49 limit 1) then
     return;
   end if;
   select count(*) into v_idle from public.workers w
@@ -116,15 +142,26 @@ end $$;
 create trigger jobs_wake_on_insert after insert on public.jobs
   referencing new table as new_rows for each statement execute function private.jobs_wake();
 
--- History, and the word to the user, the workers and whoever watches. Not fired by heartbeats that change neither status nor progress.
+-- History, and the word to the user, the workers and whoever watches. The lease follows its job: one that is ended otherwise than by
+-- finish_job (by its user, the reaper, or an operator) has none any more, and nothing but a lease makes a job processing.
 create function private.jobs_changed() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
+  v_state constant text := case new.status when 'queued' then 'waiting' when 'processing' then 'held' else 'ended' end;
+  v_lease private.leases;
   v_images jsonb;
 begin
   if old.status is distinct from new.status then   -- on insert, old is null
+    select * into v_lease from private.leases l where l.job_id = new.id;
+    if v_lease.state is distinct from v_state then
+      if new.status = 'processing' then
+        raise exception 'job % is processing without a lease: only claim_jobs makes it so', new.id
+          using errcode = 'check_violation', constraint = 'processing_is_leased';
+      end if;
+      update private.leases l set state = v_state, expires_at = null where l.job_id = new.id;
+    end if;
     insert into public.job_events (job_id, status, attempt, worker, error_code)
-    values (new.id, new.status, new.attempts, new.leased_by, new.error_code);
+    values (new.id, new.status, new.attempts, v_lease.worker, new.error_code);
     if new.status = 'queued' and tg_op = 'UPDATE' and new.run_at <= now() then
       perform private.wake(new.target_worker, 1);   -- a worker gave it back
     end if;
@@ -134,11 +171,11 @@ begin
   elsif old.cancel_requested_at is distinct from new.cancel_requested_at then
     perform private.send(jsonb_build_object('id', new.id), 'cancel', 'worker:' || new.target_worker);
   end if;
-  -- the shape of realtime.broadcast_changes(), less what is nobody's business outside, plus the images once there are any
+  -- the shape of realtime.broadcast_changes(), plus the images once there are any
   perform private.send(
     jsonb_build_object(
       'schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op,
-      'record', to_jsonb(new) - array['lease_token', 'leased_by', 'lease_expires_at', 'fair_key', 'cost'],
+      'record', to_jsonb(new),
       'old_record', case when tg_op = 'UPDATE' then jsonb_build_object('id', old.id, 'status', old.status, 'progress', old.progress) end,
       'images', v_images),
     tg_op, 'user:' || new.user_id);
@@ -151,5 +188,7 @@ create trigger jobs_updated after update on public.jobs
                      or old.cancel_requested_at is distinct from new.cancel_requested_at)
   execute function private.jobs_changed();
 
-revoke execute on all functions in schema private from public;
-grant execute on function private.backoff(integer, real, real) to service_role;
+revoke execute on function
+  private.jobs_before_insert(), private.jobs_enqueue(), private.jobs_moved(), private.jobs_before_update(), private.jobs_wake(),
+  private.jobs_changed(), private.send(jsonb, text, text), private.wake(text, bigint)
+  from public, anon, authenticated, service_role;

@@ -55,7 +55,7 @@ create table private.fleet_calls (
 
 alter table public.fleet_settings enable row level security;
 alter table public.worker_starts enable row level security;
-revoke all on public.fleet_settings, public.worker_starts from anon, authenticated, service_role;
+revoke all on public.fleet_settings, public.worker_starts, private.fleet_calls from public, anon, authenticated, service_role;
 grant select, update on public.fleet_settings to service_role;
 grant select, insert, update, delete on public.worker_starts to service_role;
 
@@ -104,16 +104,16 @@ begin
 
   -- counted as far as it matters: to one, where no more can be started anyway
   select count(*), min(w.created_at) into waiting, v_oldest
-    from (select j.created_at from public.jobs j
-           where j.status = 'queued' and j.target_worker = p_target and j.run_at <= now()
-           order by j.priority, j.fair_key, j.id
+    from (select j.created_at from private.leases l join public.jobs j on j.id = l.job_id
+           where l.state = 'waiting' and l.target_worker = p_target and l.run_at <= now()
+           order by l.priority, l.fair_key, l.job_id
            limit case when v_cooling or v_open >= v_settings.max_workers then 1
                       else (v_settings.max_workers - v_open + coming) * v_settings.jobs_per_worker::bigint end) w;
   with live as materialized (
     select w.state, w.max_jobs, w.pod_id, w.start_id, coalesce(h.jobs, 0) as held
       from public.workers w
-      left join (select j.leased_by, count(*) as jobs from public.jobs j
-                  where j.status = 'processing' and j.target_worker = p_target group by j.leased_by) h on h.leased_by = w.id
+      left join (select l.worker, count(*) as jobs from private.leases l
+                  where l.state = 'held' and l.target_worker = p_target group by l.worker) h on h.worker = w.id
      where w.target_worker = p_target and private.is_live(w))
   select count(*) filter (where l.state = 'ready'),
          coalesce(sum(greatest(0, l.max_jobs - l.held)) filter (where l.state = 'ready'), 0),
@@ -139,7 +139,7 @@ begin
       select count(*) as known, bool_and(w.state = 'stopped') as stopped, max(w.last_seen_at) as seen_at,
              bool_or(private.is_live(w)) as live,
              bool_and(w.state = 'ready' and w.idle_since < now() - v_settings.idle_minutes * interval '1 minute'
-                      and not exists (select from public.jobs j where j.status = 'processing' and j.leased_by = w.id))
+                      and not exists (select from private.leases l where l.state = 'held' and l.worker = w.id))
                filter (where private.is_live(w)) as idle
         from public.workers w where w.pod_id = s.pod_id or w.start_id = s.id) its
    where s.target_worker = p_target

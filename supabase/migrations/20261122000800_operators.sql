@@ -23,8 +23,8 @@ language sql stable security definer set search_path = '' set enable_seqscan = o
          w.report_seconds, w.max_jobs, w.pod_id,
          private.is_live(w), coalesce(held.jobs, 0), extract(epoch from now() - w.last_seen_at)::double precision
     from public.workers w
-    left join (select j.leased_by, count(*)::integer as jobs from public.jobs j where j.status = 'processing' group by j.leased_by) held
-      on held.leased_by = w.id
+    left join (select l.worker, count(*)::integer as jobs from private.leases l where l.state = 'held' group by l.worker) held
+      on held.worker = w.id
    where (select private.is_operator())
 $$;
 
@@ -37,12 +37,12 @@ create function private.queue_health() returns table (
   runpod_error text, runpod_attempts integer, runpod_next_try_at timestamptz)
 language sql stable security definer set search_path = '' set enable_seqscan = off as $$
   with active as (
-    select j.target_worker,
-           count(*) filter (where j.status = 'queued' and j.run_at <= now())::integer as waiting,
-           count(*) filter (where j.status = 'queued' and j.run_at > now())::integer as delayed,
-           count(*) filter (where j.status = 'processing')::integer as running,
-           extract(epoch from now() - min(j.created_at) filter (where j.status = 'queued' and j.run_at <= now())) as oldest
-      from public.jobs j where j.status in ('queued', 'processing') group by j.target_worker),
+    select l.target_worker,
+           count(*) filter (where l.state = 'waiting' and l.run_at <= now())::integer as waiting,
+           count(*) filter (where l.state = 'waiting' and l.run_at > now())::integer as delayed,
+           count(*) filter (where l.state = 'held')::integer as running,
+           extract(epoch from now() - min(j.created_at) filter (where l.state = 'waiting' and l.run_at <= now())) as oldest
+      from private.leases l join public.jobs j on j.id = l.job_id where l.state <> 'ended' group by l.target_worker),
   ended as (
     select j.target_worker,
            count(*) filter (where j.status = 'completed')::integer as completed,
@@ -55,7 +55,7 @@ language sql stable security definer set search_path = '' set enable_seqscan = o
   failures as (
     select c.target_worker, jsonb_object_agg(c.error_code, c.jobs) as by_code
       from (select j.target_worker, j.error_code, count(*) as jobs from public.jobs j
-             where j.completed_at > now() - interval '1 day' and j.status = 'failed' group by j.target_worker, j.error_code) c
+             where j.completed_at > now() - interval '1 day' and j.error_code is not null and j.status = 'failed' group by j.target_worker, j.error_code) c
      group by c.target_worker),
   workers as (
     select w.target_worker, count(*) filter (where w.is_live)::integer as live from private.fleet() w group by w.target_worker),
@@ -81,7 +81,7 @@ $$;
 create view public.fleet with (security_invoker = true) as select * from private.fleet();
 create view public.queue_health with (security_invoker = true) as select * from private.queue_health();
 
-revoke execute on function private.is_operator(), private.fleet(), private.queue_health() from public;
+revoke execute on function private.is_operator(), private.fleet(), private.queue_health() from public, anon, authenticated, service_role;
 grant execute on function private.is_operator(), private.fleet(), private.queue_health() to authenticated, service_role;
 revoke all on public.fleet, public.queue_health from anon, authenticated, service_role;
 grant select on public.fleet, public.queue_health to authenticated, service_role;

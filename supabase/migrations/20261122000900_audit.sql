@@ -1,16 +1,26 @@
 -- What happened to each job, to be read by people: in the dashboard's table editor, by supabase/snippets, or by a user of their own jobs.
 -- It has no prompt, no reference and no address of a picture. Row security of the tables beneath decides what one sees.
 
+-- What the queue knows of a job, for its user and for operators; without the token.
+create function private.lease_facts(p_job uuid) returns table (claims integer, crashes smallint, worker text, cost real)
+language sql stable security definer set search_path = '' as $$
+  select l.claims, l.crashes, l.worker, l.cost from private.leases l
+   where l.job_id = p_job and (l.user_id = (select auth.uid()) or (select private.is_operator()))
+$$;
+revoke execute on function private.lease_facts(uuid) from public, anon, authenticated, service_role;
+grant execute on function private.lease_facts(uuid) to authenticated, service_role;
+
 create view public.job_audit with (security_invoker = true) as
 select j.id as job_id, j.user_id, j.job_type, j.target_worker, j.status,
        j.created_at as asked_at, h.first_claimed_at, j.completed_at as ended_at, j.cancel_requested_at,
        h.wait_seconds, h.run_seconds, (j.metrics ->> 'generation_time')::double precision as gpu_seconds,
-       j.attempts, j.claims, j.crashes, j.leased_by as worker, j.error_code, j.error_message,
+       j.attempts, l.claims, l.crashes, l.worker, j.error_code, j.error_message,
        array(select w.warning ->> 'code' from jsonb_array_elements(j.warnings) w (warning)) as warnings,
-       j.batch_size, j.priority, j.cost,
+       j.batch_size, j.priority, l.cost,
        (select count(*) from public.job_images i where i.job_id = j.id) as images,
        j.metrics ->> 'trace_id' as trace_id, h.history
   from public.jobs j
+  left join lateral private.lease_facts(j.id) l on true
   cross join lateral (
     select min(e.created_at) filter (where e.status = 'processing') as first_claimed_at,
            round(sum(e.seconds) filter (where e.status = 'queued'), 3)::double precision as wait_seconds,
@@ -60,7 +70,7 @@ comment on column public.job_audit.history is 'One line for each change of its s
 comment on function private.backoff(integer, real, real) is 'The pause before the next attempt: exponential, with jitter.';
 comment on function public.reap_jobs(text, integer) is 'Ends or queues again the jobs whose lease ran out. Workers call it through claim_jobs.';
 comment on function public.claim_jobs(text, text, text[], uuid, integer, integer) is 'Takes waiting jobs under a lease, fairly between users. For workers.';
-comment on function public.heartbeat_jobs(uuid[], uuid, integer, jsonb) is 'Renews leases, and says which jobs are cancelled or lost. For workers.';
+comment on function public.heartbeat_jobs(uuid[], uuid, integer) is 'Renews leases, and says which jobs are cancelled or lost. For workers.';
 comment on function public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text) is
   'Ends a job with its images or its error, or gives it back. For workers; the only way to publish images.';
 comment on function public.sweep_orphans(integer, real) is 'Names objects that no job will ever publish. For workers.';
@@ -68,12 +78,15 @@ comment on function public.retire_jobs(integer, real) is 'Deletes finished jobs 
 comment on function public.report_worker(text, text, jsonb) is 'Says that a worker lives, or why it does not. For workers.';
 comment on function public.jobs_ahead(uuid) is 'How many jobs come before a waiting job of one''s own, up to 1000; null for any other.';
 comment on function private.jobs_ahead(uuid) is 'The half of public.jobs_ahead that sees everybody''s jobs.';
-comment on function private.jobs_before_insert() is 'Gives a new job its place in the queue; refuses more than 200 active ones of one user.';
+comment on function private.lease_facts(uuid) is 'Claims, crashes, worker and cost of a job, for its user and for operators.';
+comment on function private.jobs_before_insert() is 'Lets the inserts of one user go one after the other.';
+comment on function private.jobs_enqueue() is 'Gives a new job its place in the queue; refuses more than 200 active ones of one user.';
+comment on function private.jobs_moved() is 'Keeps the place in the queue in step with target_worker, job_type, priority and run_at of the job.';
 comment on function private.jobs_before_update() is 'A finished job never changes; a queued one that is cancelled ends at once.';
 comment on function private.send(jsonb, text, text) is 'realtime.send, whose failure never stops a job.';
 comment on function private.wake(text, bigint) is 'Tells as many workers as so many new jobs may need.';
 comment on function private.jobs_wake() is 'Wakes the workers when jobs are inserted.';
-comment on function private.jobs_changed() is 'Writes job_events, and tells the user and the workers.';
+comment on function private.jobs_changed() is 'Ends the lease with its job, writes job_events, and tells the user and the workers.';
 comment on table private.reaping is 'When the claims of each target look for dead leases again.';
 comment on column private.reaping.target_worker is 'The target.';
 comment on column private.reaping.next_at is 'Not before then.';

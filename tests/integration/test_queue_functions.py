@@ -1,6 +1,7 @@
 """The queue functions keep their promises, called as the worker calls them: through REST with the service key."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
@@ -33,10 +34,10 @@ class Caller:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def claim(self, token: str, limit: int = 1, lease_seconds: int = 60) -> dict[str, Any]:
+    def claim(self, token: str, limit: int = 1, lease_seconds: int = 60, worker: str = "w") -> dict[str, Any]:
         answer: dict[str, Any] = self.call(
             "claim_jobs",
-            p_worker="w",
+            p_worker=worker,
             p_target=TARGET,
             p_job_types=["sdxl_image_fast"],
             p_token=token,
@@ -100,7 +101,11 @@ def image(index: int = 0) -> dict[str, Any]:
 
 
 def expire(db: Database) -> None:
-    db.execute("update public.jobs set lease_expires_at = now() - interval '1 s' where status = 'processing'")
+    db.execute("update private.leases set expires_at = now() - interval '1 s' where state = 'held'")
+
+
+def lease_of(db: Database, job_id: str) -> dict[str, Any]:
+    return cast("dict[str, Any]", db.execute("select * from private.leases where job_id = %s", (job_id,)).fetchone())
 
 
 def due(db: Database) -> None:
@@ -113,9 +118,10 @@ def test_a_claim_takes_the_job_under_a_lease_and_charges_an_attempt(db: Database
     answer = caller.claim(token)
     assert [row["id"] for row in answer["jobs"]] == [job["id"]]
     row = db.execute(
-        "select status, attempts, leased_by, lease_token::text, lease_expires_at > now() as held from public.jobs"
+        "select status, attempts, worker, token::text, state, expires_at > now() as holds"
+        " from public.jobs join private.leases on job_id = id"
     ).fetchone()
-    assert row == {"status": "processing", "attempts": 1, "leased_by": "w", "lease_token": token, "held": True}
+    assert row == {"status": "processing", "attempts": 1, "worker": "w", "token": token, "state": "held", "holds": True}
 
 
 def test_a_claim_made_again_after_a_lost_reply_returns_the_same_job(db: Database, user: User, caller: Caller) -> None:
@@ -178,12 +184,14 @@ def test_a_finish_after_the_lease_was_reaped_is_lost_even_before_another_claim(d
     assert caller.finish(job_id, token, "retry") == "lost"
 
 
-def test_a_heartbeat_renews_and_carries_progress(db: Database, user: User, caller: Caller) -> None:
+def test_a_heartbeat_renews_the_lease_and_leaves_the_job_alone(db: Database, user: User, caller: Caller) -> None:
     job_id, token = user.insert()["id"], str(uuid4())
     caller.claim(token, lease_seconds=10)
-    assert caller.heartbeat(job_id, token, p_lease_seconds=100, p_progress={job_id: 40}) == "ok"
-    row = db.execute("select progress, lease_expires_at > now() + interval '50 s' as renewed from public.jobs").fetchone()
-    assert row == {"progress": 40, "renewed": True}
+    before = everything(db)
+    assert caller.heartbeat(job_id, token, p_lease_seconds=100) == "ok"
+    row = db.execute("select expires_at > now() + interval '50 s' as renewed from private.leases").fetchone()
+    assert row == {"renewed": True}
+    assert everything(db) == before
 
 
 class TestACrash:
@@ -196,7 +204,8 @@ class TestACrash:
         job_id, woken = user.insert()["id"], wakes(db)
         assert self.crash(caller, job_id) == "ok"
         row = user.job(job_id)
-        assert (row["status"], row["attempts"], row["crashes"], row["claims"]) == ("queued", 0, 1, 1)
+        lease = lease_of(db, job_id)
+        assert (row["status"], row["attempts"], lease["crashes"], lease["claims"]) == ("queued", 0, 1, 1)
         assert row["error_code"] == "gpu_lost"
         assert wakes(db) == woken + 1, "and the others hear of it"
 
@@ -205,7 +214,8 @@ class TestACrash:
         self.crash(caller, job_id)
         assert self.crash(caller, job_id) == "ok"
         row = user.job(job_id)
-        assert (row["status"], row["error_code"], row["attempts"], row["crashes"]) == ("failed", "poison_job", 1, 2)
+        assert (row["status"], row["error_code"], row["attempts"]) == ("failed", "poison_job", 1)
+        assert lease_of(db, job_id)["crashes"] == 2
         assert row["completed_at"]
 
     def test_a_retry_in_between_begins_the_row_anew(self, db: Database, user: User, caller: Caller) -> None:
@@ -215,7 +225,7 @@ class TestACrash:
         caller.finish(job_id, token, "retry")
         due(db)
         self.crash(caller, job_id)
-        assert (user.job(job_id)["status"], user.job(job_id)["crashes"]) == ("queued", 1)
+        assert (user.job(job_id)["status"], lease_of(db, job_id)["crashes"]) == ("queued", 1)
 
     def test_a_release_in_between_does_not(self, db: Database, user: User, caller: Caller) -> None:
         job_id, token = user.insert()["id"], str(uuid4())
@@ -236,14 +246,136 @@ class TestACrash:
         assert user.job(job_id)["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("outcome", ["completed", "failed", "retry", "cancelled", "released", "crashed"])
+class TestAFault:
+    """`faulted`: a worker whose own fault it may be gives the job back, and another one gets it first."""
+
+    def fault(self, caller: Caller, job_id: str, worker: str = "w") -> str:
+        token = str(uuid4())
+        assert [row["id"] for row in caller.claim(token, worker=worker)["jobs"]] == [job_id]
+        return caller.finish(job_id, token, "faulted", p_error={"code": "blank_image", "message": "m"})
+
+    @pytest.fixture
+    def another(self, db: Database) -> Iterator[str]:
+        """Another worker of the same target, ready and alive."""
+        db.execute(
+            "insert into public.workers (id, target_worker, host, version, state) values ('another', %s, 'h', '1', 'ready')", (TARGET,)
+        )
+        yield "another"
+        db.execute("delete from public.workers where id = 'another'")
+
+    def avoided(self, db: Database, job_id: str) -> bool:
+        return lease_of(db, job_id)["avoid_until"] is not None
+
+    def test_gives_the_attempt_back_and_says_why(self, db: Database, user: User, caller: Caller) -> None:
+        job_id, woken = user.insert()["id"], wakes(db)
+        assert self.fault(caller, job_id) == "ok"
+        row = user.job(job_id)
+        assert (row["status"], row["attempts"], row["error_code"], row["error_message"]) == ("queued", 0, "blank_image", "m")
+        assert lease_of(db, job_id)["faulted_on"] == ["w"]
+        assert wakes(db) == woken + 1, "and the others hear of it"
+        events = user.client.table("job_events").select("status, worker, error_code").order("id").execute().data
+        assert events[-1] == {"status": "queued", "worker": "w", "error_code": "blank_image"}
+
+    def test_puts_the_job_off_for_its_worker_while_another_one_lives(
+        self, db: Database, user: User, caller: Caller, another: str
+    ) -> None:
+        job_id = user.insert()["id"]
+        self.fault(caller, job_id)
+        answer = caller.claim(str(uuid4()))
+        assert (answer["jobs"], answer["more"]) == ([], False)
+        assert 50_000 < answer["next_run_in_ms"] <= 60_000, "it need not ask again before"
+        assert caller.claim(str(uuid4()), worker=another)["jobs"][0]["id"] == job_id
+
+    def test_leaves_other_jobs_to_its_worker(self, db: Database, user: User, caller: Caller, another: str) -> None:
+        job_id, next_id = user.insert()["id"], user.insert()["id"]
+        self.fault(caller, job_id)
+        assert [row["id"] for row in caller.claim(str(uuid4()), limit=2)["jobs"]] == [next_id]
+
+    def test_comes_back_to_its_worker_after_a_minute(self, db: Database, user: User, caller: Caller, another: str) -> None:
+        job_id = user.insert()["id"]
+        self.fault(caller, job_id)
+        db.execute("update private.leases set avoid_until = now()")
+        assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [job_id]
+
+    @pytest.mark.parametrize(
+        "change",
+        ["state = 'draining'", "state = 'starting'", "last_seen_at = now() - interval '1 h'", "target_worker = 'other'", "id = 'w'"],
+    )
+    def test_comes_back_at_once_when_no_other_worker_could_take_it(
+        self, db: Database, user: User, caller: Caller, another: str, change: str
+    ) -> None:
+        db.execute(f"update public.workers set {change} where id = 'another'".encode())
+        try:
+            job_id = user.insert()["id"]
+            self.fault(caller, job_id)
+            assert not self.avoided(db, job_id)
+            assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [job_id]
+        finally:
+            db.execute("delete from public.workers where id = 'w'")
+
+    def test_of_every_worker_leaves_nobody_to_wait_for(self, db: Database, user: User, caller: Caller, another: str) -> None:
+        job_id = user.insert()["id"]
+        self.fault(caller, job_id)
+        assert self.avoided(db, job_id)
+        self.fault(caller, job_id, another)
+        assert not self.avoided(db, job_id)
+        assert (user.job(job_id)["attempts"], lease_of(db, job_id)["faulted_on"]) == (0, ["w", "another"])
+
+    def test_is_charged_from_the_second_one_of_a_worker_on_and_fails_the_job_in_the_end(
+        self, db: Database, user: User, caller: Caller
+    ) -> None:
+        job_id = user.insert()["id"]
+        seen = []
+        for _ in range(4):
+            due(db)
+            self.fault(caller, job_id)
+            seen.append((user.job(job_id)["status"], user.job(job_id)["attempts"]))
+        assert seen == [("queued", 0), ("queued", 1), ("queued", 2), ("failed", 3)]
+        assert user.job(job_id)["error_code"] == "blank_image"
+
+    def test_of_ever_new_workers_is_charged_once_max_attempts_of_them_gave_it_back(
+        self, db: Database, user: User, caller: Caller
+    ) -> None:
+        job_id, painted = user.insert()["id"], 0
+        while user.job(job_id)["status"] == "queued":
+            due(db)
+            self.fault(caller, job_id, f"w{painted}")
+            painted += 1
+        assert (user.job(job_id)["status"], painted) == ("failed", 6)
+
+    def test_pauses_the_job_when_it_is_charged(self, db: Database, user: User, caller: Caller) -> None:
+        job_id = user.insert()["id"]
+        for _ in range(2):
+            self.fault(caller, job_id)
+        row = db.execute("select run_at > created_at as later from public.jobs").fetchone()
+        assert row == {"later": True}
+
+    def test_tells_the_worker_at_its_claim_whether_it_would_be_charged(self, db: Database, user: User, caller: Caller) -> None:
+        self.fault(caller, user.insert()["id"])
+        token = str(uuid4())
+        assert caller.claim(token)["jobs"][0]["fault_is_charged"] is True
+        assert caller.claim(token, worker="another")["jobs"][0]["fault_is_charged"] is False
+
+    def test_of_a_cancelled_job_ends_it_as_cancelled(self, db: Database, user: User, caller: Caller) -> None:
+        job_id, token = user.insert()["id"], str(uuid4())
+        caller.claim(token)
+        cancel(user, job_id)
+        assert caller.finish(job_id, token, "faulted", p_error={"code": "blank_image", "message": "m"}) == "ok"
+        assert (user.job(job_id)["status"], user.job(job_id)["error_code"]) == ("cancelled", None)
+
+
+OUTCOMES = ["completed", "failed", "retry", "cancelled", "released", "crashed", "faulted"]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("last_chance", [False, True], ids=["first", "last chance"])
 def test_every_outcome_told_twice_is_known_already_and_has_no_further_effect(
     db: Database, user: User, caller: Caller, outcome: str, last_chance: bool
 ) -> None:
     job_id, token = user.insert()["id"], str(uuid4())
     if last_chance:
-        db.execute("update public.jobs set max_attempts = 1, crashes = 1")
+        db.execute("update public.jobs set max_attempts = 1")
+        db.execute("update private.leases set crashes = 1, faulted_on = array['w']")
     caller.claim(token)
     told = {"p_images": [image()] if outcome == "completed" else [], "p_error": {"code": "some_error", "message": "m"}}
     assert caller.finish(job_id, token, outcome, **told) == "ok"
@@ -262,7 +394,7 @@ def test_a_claim_made_again_renews_its_lease(db: Database, user: User, caller: C
     caller.claim(token, lease_seconds=10)
     again = caller.claim(token, lease_seconds=1000)["jobs"]
     assert [(row["id"], row["claims"], row["attempts"]) for row in again] == [(job_id, 1, 1)]
-    row = db.execute("select lease_expires_at > now() + interval '900 s' as renewed from public.jobs").fetchone()
+    row = db.execute("select expires_at > now() + interval '900 s' as renewed from private.leases").fetchone()
     assert row == {"renewed": True}
 
 
@@ -278,12 +410,12 @@ def test_claims_counts_every_lease_so_that_no_two_write_to_one_object(db: Databa
             expire(db)
             caller.call("reap_jobs", p_target=TARGET)
     assert seen == [1, 2, 3, 4, 5]
-    assert (user.job(job_id)["claims"], user.job(job_id)["attempts"]) == (5, 2), "the retry and the lost lease"
+    assert (lease_of(db, job_id)["claims"], user.job(job_id)["attempts"]) == (5, 2), "the retry and the lost lease"
 
 
 def test_a_claim_takes_as_many_as_asked_for_in_order(db: Database, caller: Caller) -> None:
     ids = insert(db, new_user(db), 5)
-    order = [row["id"] for row in db.execute("select id::text from public.jobs order by fair_key").fetchall()]
+    order = [row["id"] for row in db.execute("select job_id::text as id from private.leases order by fair_key").fetchall()]
     assert sorted(order) == sorted(ids)
     token = str(uuid4())
     assert [row["id"] for row in caller.claim(token, limit=3)["jobs"]] == order[:3]
@@ -317,15 +449,15 @@ def test_a_user_can_ask_how_many_jobs_come_before_their_own(db: Database, user: 
 
 
 def test_the_count_of_jobs_before_ones_own_ends_at_a_thousand(db: Database, user: User) -> None:
-    db.execute("alter table public.jobs disable trigger user")
-    insert(db, new_user(db), 1100, fair_key=-1)
-    db.execute("alter table public.jobs enable trigger user")
+    for _ in range(6):
+        insert(db, new_user(db), 200)
+    db.execute("update private.leases set fair_key = -1")
     assert user.client.rpc("jobs_ahead", {"p_job": user.insert()["id"]}).execute().data == 1000
 
 
 def test_claims_look_for_dead_leases_once_a_second(db: Database, user: User, caller: Caller) -> None:
     def status_after_a_claim() -> str:
-        db.execute("update public.jobs set lease_expires_at = now() - interval '1 s' where status = 'processing'")
+        expire(db)
         caller.claim(str(uuid4()))
         return cast("str", user.job(job_id)["status"])
 
@@ -396,7 +528,7 @@ def test_a_finished_row_never_changes(db: Database, user: User, service: Client)
 def test_the_history_tells_it_all(db: Database, user: User, caller: Caller) -> None:
     job_id, token = user.insert()["id"], str(uuid4())
     caller.claim(token)
-    caller.heartbeat(job_id, token, p_progress={job_id: 50})
+    caller.heartbeat(job_id, token)
     caller.finish(job_id, token, "failed", p_error={"code": "invalid_reference", "message": "m"})
     events = user.client.table("job_events").select("status, attempt, worker, error_code").order("id").execute().data
     assert events == [
@@ -437,7 +569,7 @@ class TestFairOrder:
             thread.join()
         insert(db, single)
         assert single in self.order(caller)[:3]
-        keys = db.execute("select count(distinct fair_key) from public.jobs where user_id = %s", (flood,)).fetchone()
+        keys = db.execute("select count(distinct fair_key) from private.leases where user_id = %s", (flood,)).fetchone()
         assert keys == {"count": 80}, "one after the other, as if by one connection"
 
     def test_a_flood_into_a_queue_with_nobody_waiting_starts_where_the_running_job_is(self, db: Database, caller: Caller) -> None:
@@ -511,7 +643,7 @@ class TestADelayedJob:
         assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [job_id]
 
     def test_lets_others_go_first_whatever_its_place(self, db: Database, job_id: str, caller: Caller) -> None:
-        db.execute("update public.jobs set fair_key = -1")
+        db.execute("update private.leases set fair_key = -1")
         other = insert(db, new_user(db))
         assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == other
 
@@ -530,19 +662,49 @@ def test_the_user_hears_every_change_once(db: Database, user: User, caller: Call
     topic, token, job_id = f"user:{user.id}", str(uuid4()), user.insert()["id"]
     caller.claim(token)
     for _ in range(2):
-        caller.heartbeat(job_id, token, p_progress={job_id: 50})  # the second one changes nothing
+        caller.heartbeat(job_id, token)  # which is nothing to hear
     caller.finish(job_id, token, "completed", p_images=[image()])
     heard = db.execute("select event, payload from realtime.messages where topic = %s order by inserted_at", (topic,)).fetchall()
     assert [(row["event"], row["payload"]["record"]["status"], row["payload"]["record"]["progress"]) for row in heard] == [
         ("INSERT", "queued", 0),
         ("UPDATE", "processing", 0),
-        ("UPDATE", "processing", 50),
         ("UPDATE", "completed", 100),
     ]
     last = heard[-1]["payload"]
     assert [shown["path"] for shown in last["images"]] == ["u/j/1-0.png"]
-    assert last["old_record"] == {"id": job_id, "status": "processing", "progress": 50}
-    assert not {"lease_token", "leased_by", "lease_expires_at"} & set(last["record"]), "nobody outside learns the token"
+    assert last["old_record"] == {"id": job_id, "status": "processing", "progress": 0}
+    assert last["record"] == user.job(job_id), "no more and no less than its row"
+
+
+def test_nothing_but_a_claim_makes_a_job_processing(db: Database, user: User, caller: Caller) -> None:
+    job_id = user.insert()["id"]
+    with pytest.raises(psycopg.errors.CheckViolation, match="processing without a lease"):
+        db.execute("update public.jobs set status = 'processing' where id = %s", (job_id,))
+    with pytest.raises(psycopg.errors.CheckViolation, match="processing without a lease"):
+        insert(db, user.id, status="processing")
+    assert lease_of(db, job_id)["state"] == "waiting"
+
+
+def test_the_lease_of_a_job_that_an_operator_ends_is_over(db: Database, user: User, caller: Caller) -> None:
+    job_id, token = user.insert()["id"], str(uuid4())
+    caller.claim(token)
+    db.execute("update public.jobs set status = 'failed', error_code = 'x', completed_at = now() where id = %s", (job_id,))
+    assert (lease_of(db, job_id)["state"], lease_of(db, job_id)["expires_at"]) == ("ended", None)
+    assert caller.heartbeat(job_id, token) == "lost"
+    assert caller.finish(job_id, token, "completed", p_images=[image()]) == "lost"
+
+
+def test_a_waiting_job_can_be_moved(db: Database, user: User, caller: Caller) -> None:
+    first, second = insert(db, new_user(db))[0], insert(db, new_user(db))[0]
+    db.execute("update public.jobs set priority = 1 where id = %s", (second,))
+    assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [second]
+    db.execute("update public.jobs set target_worker = 'other' where id = %s", (first,))
+    assert caller.claim(str(uuid4()))["jobs"] == []
+
+
+def test_a_job_inserted_as_finished_is_never_claimed(db: Database, user: User, caller: Caller) -> None:
+    insert(db, user.id, status="completed", completed_at="2026-01-01")
+    assert caller.claim(str(uuid4())) == {"jobs": [], "more": False, "next_run_in_ms": None}
 
 
 class TestTheQuota:
@@ -560,6 +722,13 @@ class TestTheQuota:
         other.insert()
         cancel(user, ids[0])
         user.insert()
+
+    def test_does_not_stand_in_the_way_of_a_request_made_again(self, db: Database, user: User) -> None:
+        insert(db, user.id, 199)
+        user.insert(idempotency_key="click-1")
+        row = {"job_type": "sdxl_image_fast", "prompt": "x", "target_worker": TARGET, "idempotency_key": "click-1"}
+        again = user.client.table("jobs").upsert(row, on_conflict="user_id,idempotency_key", ignore_duplicates=True).execute()
+        assert again.data == []
 
 
 def test_an_insert_made_again_under_its_idempotency_key_adds_no_job(db: Database, user: User) -> None:

@@ -27,7 +27,7 @@ TARGET = "planned"
 USERS = 500
 WAITING = 100  # jobs, and as many are processing; all others are finished
 TOKEN = UUID(int=7)  # of every job that is processing
-BIG_TABLES = ["jobs", "job_images", "job_events", "objects", "users"]
+BIG_TABLES = ["jobs", "leases", "job_images", "job_events", "objects", "users"]
 
 STAGES = [
     (0, "no statistics"),
@@ -52,21 +52,29 @@ class Filled:
         self.admin.execute("set session_replication_role = replica")
         self.admin.execute(
             """
-            insert into public.jobs (id, user_id, job_type, target_worker, prompt, status, error_code, completed_at, fair_key,
-                                     created_at, idempotency_key, attempts, lease_token, leased_by, lease_expires_at)
+            insert into public.jobs (id, user_id, job_type, target_worker, prompt, status, error_code, completed_at,
+                                     created_at, idempotency_key, attempts)
             select ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
                    ('00000000-0000-4000-9000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid,
                    'sdxl_image_fast', %(target)s, 'a red circle', s.status, case s.status when 'failed' then 'x' end,
                    case when s.status in ('completed', 'failed') then now() - make_interval(mins => n) end,
-                   n / 100.0, now() - make_interval(secs => n),
-                   n::text, 1, case when s.status <> 'queued' then %(token)s end, 'w',
-                   case s.status when 'processing' then now() + interval '1 h' end
+                   now() - make_interval(secs => n), n::text, 1
               from generate_series(%(from)s::int, %(to)s::int) n,
                    lateral (select case when n <= %(waiting)s then 'queued'
                                         when n <= 2 * %(waiting)s then 'processing'
                                         when n %% 10 = 0 then 'failed' else 'completed' end as status) s
             """,
-            {"users": USERS, "target": TARGET, "token": TOKEN, "waiting": WAITING, "from": self.rows + 1, "to": rows},
+            {"users": USERS, "target": TARGET, "waiting": WAITING, "from": self.rows + 1, "to": rows},
+        )
+        self.admin.execute(
+            """insert into private.leases (job_id, state, user_id, target_worker, job_type, priority, run_at, cost, fair_key,
+                                           token, worker, expires_at, claims)
+               select id, case status when 'queued' then 'waiting' when 'processing' then 'held' else 'ended' end,
+                      user_id, target_worker, job_type, priority, run_at, 1, idempotency_key::int / 100.0,
+                      case when status <> 'queued' then %(token)s end, 'w',
+                      case status when 'processing' then now() + interval '1 h' end, 1
+                 from public.jobs where idempotency_key::int between %(from)s and %(to)s""",
+            {"token": TOKEN, "from": self.rows + 1, "to": rows},
         )
         parameters = {"from": self.rows + 1, "to": rows}
         path = "user_id || '/' || id || '/1-0'"
@@ -88,7 +96,7 @@ class Filled:
         self.rows = rows
 
     def analyse(self) -> None:
-        for table in ("public.jobs", "public.job_images", "public.job_events", "storage.objects", "auth.users"):
+        for table in ("public.jobs", "private.leases", "public.job_images", "public.job_events", "storage.objects", "auth.users"):
             self.admin.execute(b"vacuum (analyze) " + table.encode())
 
 
@@ -107,6 +115,7 @@ def filled(supabase: EmbeddedSupabase) -> Iterator[Filled]:
         stack.callback(empty)
         for table in (
             "public.jobs",
+            "private.leases",
             "public.job_images",
             "public.job_events",
             "storage.objects",
@@ -213,7 +222,7 @@ def test_reads_little_however_much_there_is(supabase: EmbeddedSupabase, stage: F
 @pytest.mark.parametrize("stage", STAGES[-1:], indirect=True)
 def test_the_guard_notices_a_missing_index(stage: Filled) -> None:
     with stage.admin.transaction(force_rollback=True):
-        stage.admin.execute("drop index public.jobs_claim_idx")
+        stage.admin.execute("drop index private.leases_queue_idx")
         query, arguments, most_buffers = CALLS["claim"]
         seen = read(stage.admin, query, *arguments)
     assert seen.by_sequential_scan or seen.buffers > most_buffers

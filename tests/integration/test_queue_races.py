@@ -320,7 +320,7 @@ class TestInsertAgainstInsert:
         race.first.commit()
         second.result()
         race.second.commit()
-        assert race.db.execute("select count(distinct fair_key) from public.jobs").fetchone() == {"count": 2}
+        assert race.db.execute("select count(distinct fair_key) from private.leases").fetchone() == {"count": 2}
 
     def test_of_two_users_do_not_wait_for_each_other(self, race: Race) -> None:
         insert(race.first.connection, new_user(race.db), idempotency_key="click-1")

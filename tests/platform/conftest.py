@@ -33,8 +33,8 @@ FOREIGN = """
   create schema private;
   comment on schema private is 'Helpers of our policies.';
   grant usage on schema private to authenticated;
-  alter default privileges in schema private grant select on tables to authenticated;
-  alter default privileges in schema private grant execute on functions to authenticated;
+  alter default privileges in schema private grant all on tables to authenticated, service_role;
+  alter default privileges in schema private grant execute on functions to authenticated, service_role;
   create table private.teams (id bigint generated always as identity primary key, owner uuid not null);
   create function private.is_member() returns boolean language sql stable security definer set search_path = '' as 'select true';
   create function private.everyone_may() returns integer language sql immutable set search_path = '' as 'select 1';
