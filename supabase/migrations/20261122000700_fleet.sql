@@ -307,7 +307,7 @@ language plpgsql security definer set search_path = '' as $$
 begin
   if to_regprocedure('cron.schedule(text, text, text)') is not null then
     perform pg_advisory_xact_lock(hashtextextended('fleet schedule', 0));
-    if private.fleet_is_needed() and not exists (select from cron.job j where j.jobname = 'call_fleet') then
+    if private.fleet_is_needed() and not exists (select from cron.job j where j.jobname = 'call_fleet' and j.username = current_user) then
       perform cron.schedule('call_fleet', '10 seconds', 'select private.cron_fleet()');
     end if;
   end if;
@@ -325,7 +325,8 @@ begin
   perform private.call_fleet(f.target_worker) from public.fleet_settings f;
   if not private.fleet_is_needed() then
     perform pg_advisory_xact_lock(hashtextextended('fleet schedule', 0));
-    perform cron.unschedule(j.jobid) from cron.job j where j.jobname = 'call_fleet' and not private.fleet_is_needed();
+    perform cron.unschedule(j.jobid) from cron.job j
+      where j.jobname = 'call_fleet' and j.username = current_user and not private.fleet_is_needed();
   end if;
 end $$;
 
@@ -339,7 +340,8 @@ create function private.cron_purge() returns void
 language plpgsql volatile set search_path = '' as $$
 begin
   delete from cron.job_run_details d
-   where d.command in ('select private.cron_fleet()', 'select private.cron_reap()', 'select private.cron_purge()')
+   where d.username = current_user
+     and d.command in ('select private.cron_fleet()', 'select private.cron_reap()', 'select private.cron_purge()')
      and d.runid <= (select max(r.runid) from cron.job_run_details r where r.end_time < now() - interval '1 day');
 end $$;
 

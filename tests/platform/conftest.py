@@ -1,4 +1,4 @@
-"""Databases of projects old and new, with a schema `private` of somebody else's or without one, each with our migrations applied."""
+"""Databases of projects old and new, with a schema `private` of their own or without one, each with our migrations."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ TEMPLATE = "platform"
 # What a project's own objects are given by default, for as long as it has existed, or since 30 May 2026.
 # https://supabase.com/changelog/45329-breaking-change-tables-not-exposed-to-data-and-graphql-api-automatically
 DEFAULTS = {
-    "old": """
-      alter default privileges for role postgres in schema public grant all on tables to postgres, anon, authenticated, service_role;
-      alter default privileges for role postgres in schema public grant all on sequences to postgres, anon, authenticated, service_role;
-      alter default privileges for role postgres in schema public grant all on functions to postgres, anon, authenticated, service_role;
-    """,
-    "new": """
-      alter default privileges for role postgres in schema public revoke all on tables from anon, authenticated, service_role;
-      alter default privileges for role postgres in schema public revoke all on sequences from anon, authenticated, service_role;
-      alter default privileges for role postgres revoke execute on functions from public;
-    """,
+    "old": "".join(
+        f"alter default privileges for role postgres in schema public grant all on {kind} to anon, authenticated, service_role;"
+        for kind in ("tables", "sequences", "functions")
+    ),
+    "new": "alter default privileges for role postgres revoke execute on functions from public;",
 }
 # A project's own schema of that name, as Supabase's documentation advises to have for helpers of policies, and its own tables.
 FOREIGN = """

@@ -1,4 +1,4 @@
-"""A project's database on the platform: migrations applied as the platform lets them, and requests as its REST server makes them."""
+"""A project's database: migrations applied as the platform lets them, and requests as its REST server makes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 from pglast import ast, enums, parse_sql
@@ -92,15 +92,20 @@ class Requests:
             self.executed.append(json.loads(report)["Query Text"])
 
     def ask(
-        self, role: str, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), *, user: str | UUID | None = None
+        self,
+        role: str,
+        statement: str,
+        values: Sequence[Any] = (),
+        *,
+        user: str | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> list[DictRow]:
-        """Rows of the statement's answer. `user` is the id in the token's claims."""
+        """Rows of the answer. `user` is the id in the token's claims, `settings` what a server of the platform sets beside them."""
         self.executed.clear()
-        claims = {"role": role} | ({"sub": str(user)} if user else {})
+        claims = {"role": role} | ({"sub": user} if user else {})
         with self._connection.transaction():
-            self._connection.execute(
-                "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)", (role, json.dumps(claims))
-            )
+            for name, value in {"role": role, "request.jwt.claims": json.dumps(claims), **(settings or {})}.items():
+                self._connection.execute("select set_config(%s, %s, true)", (name, value))
             cursor = self._connection.execute(statement, values)
             rows = cursor.fetchall() if cursor.description else []
         for text in self.executed:
