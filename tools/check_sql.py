@@ -3,7 +3,7 @@
 Supabase preloads pg-safeupdate for every REST session, which refuses these statements with SQLSTATE 21000,
 inside functions as well. PostgreSQL's own parser (pglast) reads the text: statements, CTEs, rules, SQL and
 PL/pgSQL function bodies, DO blocks, and string literals that are statements themselves (EXECUTE, format(),
-cron.schedule()). Without a FILE: migrations, seeds, snippets, the embedded Supabase's SQL, and the SQL blocks
+cron.schedule()). Without a FILE: migrations, seeds, snippets, the embedded Supabase's SQL, and the SQL
 of the Markdown pages.
 """
 
@@ -25,6 +25,7 @@ from ourvidz_sdxl.local import ROOT
 
 FILES = ("supabase/migrations/*.sql", "supabase/seed*.sql", "supabase/snippets/*.sql", "supabase/local/sql/*.sql")
 PAGES = ("*.md", "docs/**/*.md", "supabase/*.md", "supabase/local/*.md", "studio/*.md", "studio/packages/*/*.md")
+INLINE_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 SQL_BLOCK = re.compile(r"^( *)```sql\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 # A literal without either word is not parsed, and one with them that is no SQL is prose, unless it is executed.
 DML = re.compile(r"\b(update|delete)\b", re.IGNORECASE)
@@ -183,11 +184,9 @@ def check_file(path: Path) -> list[Finding]:
     text = path.read_text()
     if path.suffix != ".md":
         return check(text)
-    return [
-        replace(found, line=found.line + text.count("\n", 0, block.start(2)))
-        for block in SQL_BLOCK.finditer(text)
-        for found in check(block[2])
-    ]
+    blocks = [(block.start(2), check(block[2])) for block in SQL_BLOCK.finditer(text)]
+    spans = [(span.start(1), _of_literal(span[1], executed=False)) for span in INLINE_CODE.finditer(text)]
+    return [replace(found, line=_line(text, start) + found.line - 1) for start, findings in blocks + spans for found in findings]
 
 
 def main(arguments: Sequence[str]) -> int:

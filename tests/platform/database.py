@@ -67,9 +67,10 @@ class Database:
 
 
 def _table_of_policy(statement: Any) -> str | None:
-    if isinstance(statement, ast.CreatePolicyStmt | ast.AlterPolicyStmt):
+    kind = type(statement)
+    if kind in (ast.CreatePolicyStmt, ast.AlterPolicyStmt):
         return f"{statement.table.schemaname}.{statement.table.relname}"
-    if isinstance(statement, ast.DropStmt) and statement.removeType == enums.ObjectType.OBJECT_POLICY:
+    if kind is ast.DropStmt and statement.removeType == enums.ObjectType.OBJECT_POLICY:
         return ".".join(name.sval for name in statement.objects[0][:2])
     return None
 

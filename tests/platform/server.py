@@ -81,7 +81,7 @@ def _run(native: Path, program: str, *arguments: str, data: Path) -> None:
     account: dict[str, Any] = {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
     # not through a pipe: the server would inherit it and keep it open
     with tempfile.TemporaryFile("w+") as output:
-        command = [native / "bin" / program, *arguments, f"--pgdata={data}"]
+        command = [str(native / "bin" / program), *arguments, f"--pgdata={data}"]
         done = subprocess.run(command, stdout=output, stderr=output, cwd="/", env={"LC_ALL": "C", "TZ": "UTC"}, **account)
         output.seek(0)
         log = data / "log"

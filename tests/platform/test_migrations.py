@@ -174,6 +174,19 @@ def test_what_a_project_had_is_as_it_was(project: Database) -> None:
     assert {name: after.get(name) for name in before} == before
 
 
+def test_a_project_that_publishes_all_of_its_tables(server: Server) -> None:
+    project = new_project(server, "publishes_all", defaults="old", private="own")
+    with project.connected(SUPERUSER) as owner:
+        owner.execute("drop publication supabase_realtime")
+        owner.execute("create publication supabase_realtime for all tables")
+    project.migrate()
+    with project.connected("postgres") as postgres:
+        published = (
+            "select tablename from pg_publication_tables where schemaname = 'public' and tablename in ('jobs', 'job_images')"
+        )
+        assert len(postgres.execute(published).fetchall()) == 2
+
+
 @pytest.mark.parametrize(("defaults", "private"), PROJECTS)
 def test_the_advisor_has_nothing_to_say_of_ours(projects: Projects, defaults: str, private: str) -> None:
     """Supabase's own lints, by its own command-line tool."""

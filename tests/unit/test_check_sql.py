@@ -94,5 +94,14 @@ def test_it_fails_on_a_file_and_says_where(name: str, tmp_path: Path, capsys: py
     assert f"{file}:3: DELETE without WHERE: DELETE FROM t\n" in capsys.readouterr().out
 
 
+def test_a_page_is_read_as_far_as_it_is_sql(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "To update, `delete from t` or `git update`.\n\n```sh\nupdate\n```\n\n"
+        "1. Then\n\n   ```sql\n   update t set a = 1;\n   ```\n"
+    )
+    assert [finding.line for finding in check_sql.check_file(page)] == [10, 1]
+
+
 def test_the_repository_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_sql.main([]) == 0, capsys.readouterr().out
