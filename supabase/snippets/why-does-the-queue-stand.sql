@@ -1,11 +1,11 @@
 -- Why does the queue stand? One line for each target, with the likeliest reason.
 with waiting as (
-  select target_worker, count(*) filter (where status = 'queued' and run_at <= now()) as waiting,
-         count(*) filter (where status = 'queued' and run_at > now()) as put_off,
-         count(*) filter (where status = 'processing') as running,
-         count(*) filter (where status = 'processing' and lease_expires_at < now()) as lost,
-         min(created_at) filter (where status = 'queued') as oldest
-    from public.jobs where status in ('queued', 'processing') group by target_worker),
+  select l.target_worker, count(*) filter (where l.state = 'waiting' and l.run_at <= now()) as waiting,
+         count(*) filter (where l.state = 'waiting' and l.run_at > now()) as put_off,
+         count(*) filter (where l.state = 'held') as running,
+         count(*) filter (where l.state = 'held' and l.expires_at < now()) as lost,
+         min(j.created_at) filter (where l.state = 'waiting') as oldest
+    from private.leases l join public.jobs j on j.id = l.job_id where l.state <> 'ended' group by l.target_worker),
 live as (
   select target_worker, count(*) filter (where state = 'ready') as ready, count(*) filter (where state = 'starting') as starting,
          count(*) as workers

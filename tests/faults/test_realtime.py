@@ -153,4 +153,4 @@ def test_the_claim_on_subscribing_survives_a_lost_reply(
         proxy.lose_replies(RPC + "claim_jobs")
         job = user.insert(target_worker=TARGET)
         running.wait_for("job_completed", job_id=job["id"])
-    assert user.job(job["id"])["claims"] == 1
+    assert db.execute("select claims from private.leases").fetchall() == [{"claims": 1}]

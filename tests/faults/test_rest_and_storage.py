@@ -37,9 +37,15 @@ def worker(supabase: EmbeddedSupabase, proxy: FaultProxy) -> Iterator[WorkerProc
         yield running
 
 
+def claims_of(db: Database, job_id: str) -> int:
+    row = db.execute("select claims from private.leases where job_id = %s", (job_id,)).fetchone()
+    assert row
+    return int(row["claims"])
+
+
 def assert_it_ended_once(db: Database, user: User, job_id: str, images: int = 1) -> None:
     row = user.job(job_id)
-    assert (row["status"], row["attempts"], row["claims"]) == ("completed", 1, 1)
+    assert (row["status"], row["attempts"], claims_of(db, job_id)) == ("completed", 1, 1)
     ends = db.execute("select count(*) from public.job_events where job_id = %s and status = 'completed'", (job_id,)).fetchone()
     assert ends == {"count": 1}
     shown = user.images(job_id)
@@ -149,10 +155,10 @@ def test_who_cannot_reach_supabase_drops_the_job_before_the_lease_ends_and_publi
     proxy.cut_off()
     proxy.refuse_sockets()
     worker.wait_for("job_lost", job_id=job["id"])
-    held = db.execute("select lease_expires_at > now() as held from public.jobs where id = %s", (job["id"],)).fetchone()
+    held = db.execute("select expires_at > now() as held from private.leases where job_id = %s", (job["id"],)).fetchone()
     assert held == {"held": True}, "it let go before the database did"
     proxy.heal()
-    db.execute("update public.jobs set lease_expires_at = now() where id = %s", (job["id"],))
+    db.execute("update private.leases set expires_at = now() where job_id = %s", (job["id"],))
     wait_until(db, "select status = 'failed' from public.jobs where id = %s", job["id"])
     assert user.job(job["id"])["error_code"] == "lease_expired"
     assert user.images(job["id"]) == []
@@ -166,7 +172,7 @@ def test_what_a_stale_worker_uploaded_is_never_seen_and_soon_removed(
     job = user.insert(target_worker=TARGET)
     wait_until(db, "select exists (select from storage.objects where name like %s)", f"%{job['id']}%.png")
     # somebody else has it now
-    db.execute("update public.jobs set lease_token = gen_random_uuid(), leased_by = 'another' where id = %s", (job["id"],))
+    db.execute("update private.leases set token = gen_random_uuid(), worker = 'another' where job_id = %s", (job["id"],))
     proxy.heal()
     assert worker.wait_for("job_lost", job_id=job["id"])["outcome"] == "completed"
     assert user.images(job["id"]) == []

@@ -32,7 +32,9 @@ def worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
 
 
 def row_of(db: Database, job_id: str) -> dict[str, Any]:
-    row = db.execute("select * from public.jobs where id = %s", (job_id,)).fetchone()
+    row = db.execute(
+        "select j.*, l.claims, l.crashes from public.jobs j join private.leases l on l.job_id = j.id where j.id = %s", (job_id,)
+    ).fetchone()
     assert row
     return row
 

@@ -131,6 +131,7 @@ class World:
         with self.db.transaction():
             self.db.execute("set local session_replication_role = replica")  # no triggers: nothing is sent, nothing cascades
             tables = (
+                "private.leases",
                 "public.jobs",
                 "public.job_images",
                 "public.job_events",
@@ -142,9 +143,11 @@ class World:
                 self.db.execute(f"delete from {table}")
             for table, rows in self._given.items():
                 self._insert(table, rows)
-            self._insert("public.jobs", [self._job(id=self.waiting), self._job(id=self.running, **self._lease)])
+            self._insert("public.jobs", [self._job(id=self.waiting), self._job(id=self.running, status="processing")])
+            self._insert("private.leases", [self._lease(self.waiting), self._lease(self.running, **self._held)])
             for bucket, job_id in self.finished.items():
                 self._insert("public.jobs", [self._job(id=job_id, job_type=bucket, status="completed", completed_at="2026-01-01")])
+                self._insert("private.leases", [self._lease(job_id, state="ended")])
                 self._insert("public.job_images", [self.image(bucket)])
             self.db.execute("insert into public.job_events (job_id, status, attempt) select id, 'queued', 0 from public.jobs")
             self._insert("public.workers", [self.worker()])
@@ -155,14 +158,12 @@ class World:
         self._state = self.state()
 
     @property
-    def _lease(self) -> dict[str, object]:
-        return {
-            "status": "processing",
-            "claims": 1,
-            "lease_token": self.lease_token,
-            "leased_by": "w",
-            "lease_expires_at": "2100-01-01",
-        }
+    def _held(self) -> dict[str, object]:
+        return {"state": "held", "claims": 1, "token": self.lease_token, "worker": "w", "expires_at": "2100-01-01"}
+
+    def _lease(self, job_id: str, **columns: object) -> dict[str, object]:
+        place = {"job_type": "sdxl_image_fast", "target_worker": TARGET, "priority": 100, "run_at": "2026-01-01", "cost": 1}
+        return {"job_id": job_id, "user_id": self.owner.id, "state": "waiting", "fair_key": 1} | place | columns
 
     def _job(self, **columns: object) -> dict[str, object]:
         return {"user_id": self.owner.id, "job_type": "sdxl_image_fast", "prompt": "a cat", "target_worker": TARGET} | columns

@@ -112,5 +112,5 @@ def test_no_message(db: Database, user: User, other: User, supabase: EmbeddedSup
 
     own, foreign = asyncio.run(scene())
     assert [message["payload"]["operation"] for message in own] == ["INSERT"]
-    assert "lease_token" not in own[0]["payload"]["record"]
+    assert own[0]["payload"]["record"].keys() == user.job(own[0]["payload"]["record"]["id"]).keys()
     assert foreign == []

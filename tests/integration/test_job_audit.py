@@ -69,9 +69,9 @@ class Scene:
         assert self.call("claim_jobs", **arguments)["jobs"]
 
     def finish(self, job_id: str, outcome: str, **details: Any) -> None:
-        row = self.db.execute("select lease_token from public.jobs where id = %s", (job_id,)).fetchone()
+        row = self.db.execute("select token from private.leases where job_id = %s", (job_id,)).fetchone()
         assert row
-        assert self.call("finish_job", p_id=job_id, p_token=str(row["lease_token"]), p_outcome=outcome, **details) == "ok"
+        assert self.call("finish_job", p_id=job_id, p_token=str(row["token"]), p_outcome=outcome, **details) == "ok"
 
     def audit(self, job_id: str, client: Client | None = None) -> dict[str, Any]:
         rows: Any = (client or self.user.client).table("job_audit").select("*").eq("job_id", job_id).execute().data
@@ -210,8 +210,9 @@ def as_uuid(scene: Scene) -> Any:
         ("update public.workers set state = 'draining' where id = 'w'", "Every worker is draining"),
         ("update public.workers set state = 'starting' where id = 'w'", "A worker is loading its model"),
         (
-            "update public.jobs set status = 'processing', lease_expires_at = now() + interval '1 h', leased_by = 'w',"
-            " lease_token = gen_random_uuid() where id = %(waiting)s; update public.jobs set run_at = now() where id = %(retried)s",
+            "update private.leases set state = 'held', expires_at = now() + interval '1 h', worker = 'w',"
+            " token = gen_random_uuid() where job_id = %(waiting)s; update public.jobs set status = 'processing' where id = %(waiting)s;"
+            " update public.jobs set run_at = now() where id = %(retried)s",
             "Every worker is busy",
         ),
         ("update public.jobs set run_at = now() + interval '1 h' where id in (%(waiting)s, %(retried)s)", "put off"),

@@ -185,7 +185,9 @@ def test_a_gpu_that_fails_beside_a_painting_charges_the_painting_alone(
     held.encoding.wait_for("1")
     held.on_gpu.let("0")
     assert running.result(TIMEOUT_SECONDS) is ExitCode.BROKEN
-    rows = db.execute("select status, attempts, crashes, claims from public.jobs order by prompt limit 3").fetchall()
+    rows = db.execute(
+        "select status, attempts, crashes, claims from public.jobs join private.leases on job_id = id order by prompt limit 3"
+    ).fetchall()
     assert [tuple(row.values()) for row in rows] == [("queued", 0, 1, 1), ("queued", 0, 0, 1), ("queued", 0, 0, 0)]
 
 

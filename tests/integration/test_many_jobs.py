@@ -28,7 +28,8 @@ def test_every_job_once(supabase: EmbeddedSupabase, db: Database) -> None:
     claims = [event["job_id"] for event in events if event["event"] == "job_claimed"]
     assert sorted(claims) == sorted(ids), "no job was claimed twice"
     states = db.execute(
-        "select status, attempts, count(*), count(distinct leased_by) > 1 as shared from public.jobs group by 1, 2"
+        "select status, attempts, count(*), count(distinct worker) > 1 as shared"
+        " from public.jobs join private.leases on job_id = id group by 1, 2"
     ).fetchall()
     assert states == [{"status": "completed", "attempts": 1, "count": JOBS, "shared": True}]
     assert db.execute("select count(*), count(distinct job_id) as jobs from public.job_images").fetchone() == {

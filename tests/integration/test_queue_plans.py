@@ -68,11 +68,12 @@ class Filled:
         )
         self.admin.execute(
             """insert into private.leases (job_id, state, user_id, target_worker, job_type, priority, run_at, cost, fair_key,
-                                           token, worker, expires_at, claims)
+                                           token, worker, expires_at, claims, faulted_on, avoid_until)
                select id, case status when 'queued' then 'waiting' when 'processing' then 'held' else 'ended' end,
                       user_id, target_worker, job_type, priority, run_at, 1, idempotency_key::int / 100.0,
                       case when status <> 'queued' then %(token)s end, 'w',
-                      case status when 'processing' then now() + interval '1 h' end, 1
+                      case status when 'processing' then now() + interval '1 h' end, 1,
+                      array['faulty'], now() + interval '1 h'
                  from public.jobs where idempotency_key::int between %(from)s and %(to)s""",
             {"token": TOKEN, "from": self.rows + 1, "to": rows},
         )
@@ -179,6 +180,11 @@ CALLS = {
     "claim": ("select public.claim_jobs('w', %s, array['sdxl_image_fast'], %s)", (TARGET, uuid4()), 150),
     "claim of ten": ("select public.claim_jobs('w', %s, array['sdxl_image_fast'], %s, 10)", (TARGET, uuid4()), 900),
     "claim with nothing of its type": ("select public.claim_jobs('w', %s, array['none'], %s)", (TARGET, uuid4()), 5 * WAITING),
+    "claim that passes over what its worker faulted": (
+        "select public.claim_jobs('faulty', %s, array['sdxl_image_fast'], %s)",
+        (TARGET, uuid4()),
+        5 * WAITING,
+    ),
     "heartbeat": ("select * from public.heartbeat_jobs(%s, %s)", ([RUNNING_JOB], TOKEN), 30),
     "heartbeat of a hundred": (
         "select * from public.heartbeat_jobs(%s, %s)",

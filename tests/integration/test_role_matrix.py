@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import psycopg
 import pytest
 from postgrest import CountMethod, ReturnMethod, SyncRequestBuilder
 from postgrest.exceptions import APIError
@@ -145,8 +146,6 @@ WORKERS_OWN: dict[str, object] = {
     "error_message": "x",
     "attempts": 1,
     "max_attempts": 20,
-    "claims": 1,
-    "crashes": 0,
     "created_at": "2020-01-01T00:00:00Z",
     "started_at": "2020-01-01T00:00:00Z",
     "completed_at": "2020-01-01T00:00:00Z",
@@ -155,11 +154,6 @@ WORKERS_OWN: dict[str, object] = {
     "metrics": {},
     "priority": 0,
     "run_at": "2020-01-01T00:00:00Z",
-    "cost": 0.01,
-    "fair_key": 0,
-    "lease_token": "00000000-0000-4000-8000-000000000001",
-    "leased_by": "me",
-    "lease_expires_at": "2100-01-01T00:00:00Z",
 }
 
 FUNCTIONS = expectations("""
@@ -189,6 +183,9 @@ private.queue_health        unknown    unknown  unknown  unknown   unknown
 private.jobs_before_insert  unknown    unknown  unknown  unknown   unknown
 private.jobs_before_update  unknown    unknown  unknown  unknown   unknown
 private.jobs_changed        unknown    unknown  unknown  unknown   unknown
+private.jobs_enqueue        unknown    unknown  unknown  unknown   unknown
+private.jobs_moved          unknown    unknown  unknown  unknown   unknown
+private.lease_facts         unknown    unknown  unknown  unknown   unknown
 private.jobs_wake           unknown    unknown  unknown  unknown   unknown
 private.send                unknown    unknown  unknown  unknown   unknown
 private.wake                unknown    unknown  unknown  unknown   unknown
@@ -466,6 +463,7 @@ def try_function(name: str, w: World, actor: Actor) -> object:
         "jobs_ahead": {"p_job": w.waiting},
         "private.jobs_ahead": {"p_job": w.waiting},
         "private.backoff": {"p_attempt": 1},
+        "private.lease_facts": {"p_job": w.running},
         "private.send": {"p_payload": {}, "p_event": "cancel", "p_topic": "worker:sdxl"},
         "private.wake": {"p_target": TARGET, "p_jobs": 1},
     }
@@ -489,7 +487,7 @@ def test_a_private_function_is_not_found_in_the_exposed_schema_either(scene: Wor
 
 
 @pytest.mark.parametrize("role", Role)
-@pytest.mark.parametrize("table", ["private.sweep", "auth.users", "storage.objects", "realtime.messages"])
+@pytest.mark.parametrize("table", ["private.leases", "private.sweep", "auth.users", "storage.objects", "realtime.messages"])
 def test_no_other_schema_is_open(scene: World, table: str, role: Role) -> None:
     schema, name = table.split(".")
     assert scene.ask(role, lambda _, actor: actor.client.schema(schema).table(name).select("*").execute()) is Verdict.UNKNOWN
@@ -712,6 +710,30 @@ def test_a_refusal_tells_who_should_sign_in_from_who_may_not(scene: World, role:
     assert (answer.status_code, answer.json()["code"]) == (status, "42501")
 
 
+LEASE_COLUMNS = ["*", "token", "worker", "expires_at", "fair_key", "cost", "claims"]
+
+
+@pytest.mark.parametrize("column", LEASE_COLUMNS)
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_no_lease_is_readable_even_by_sql(scene: World, role: str, column: str) -> None:
+    """Not through a function that runs with its caller's rights either."""
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), scene.db.transaction(force_rollback=True):
+        scene.db.execute(f"set local role {role}".encode())
+        scene.db.execute(f"select {column} from private.leases".encode())
+
+
+@pytest.mark.parametrize("column", ["lease_token", "leased_by", "fair_key", "token", "worker"])
+def test_no_row_of_jobs_has_a_column_of_the_queue(scene: World, column: str) -> None:
+    with pytest.raises(APIError, match="does not exist"):
+        data(actor_table(scene.actors[Role.OWNER]).select(column))
+
+
+def test_job_audit_says_of_a_lease_what_its_user_and_an_operator_may_know(scene: World) -> None:
+    [row] = data(scene.actors[Role.OWNER].client.table("job_audit").select("claims, worker, cost").eq("job_id", scene.running))
+    assert row == {"claims": 1, "worker": "w", "cost": 1}
+    assert data(scene.actors[Role.OTHER].client.table("job_audit").select("*").eq("job_id", scene.running)) == []
+
+
 def test_what_is_embedded_is_narrowed_too(scene: World) -> None:
     """The owner gets the images of their own jobs; a stranger's query over everything has no row of the owner's in any corner."""
     query = "*,job_images(*),job_events(*)"
@@ -756,7 +778,7 @@ GRANTS = {
         for table in ("negative_presets", "fleet_settings", "retention")
         for action in ("SELECT", "UPDATE")
     ),
-    *(f"service_role: {action} on private.sweep" for action in ("SELECT", "UPDATE")),
+    *(f"service_role: {action} on private.{table}" for table in ("leases", "sweep") for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.reaping" for action in ("SELECT", "INSERT", "UPDATE")),
     *(
         f"{'authenticated' if name == 'jobs_ahead' else 'service_role'}: EXECUTE on public.{name}()"
@@ -764,13 +786,12 @@ GRANTS = {
         if "." not in name and " " not in name
     ),
     "authenticated: EXECUTE on private.jobs_ahead()",  # by the function of that name in public
-    # by the views of those names; each asks for itself whether the caller is an operator
+    # by the views fleet, queue_health and job_audit; each asks for itself who the caller is
     *(
         f"{role}: EXECUTE on private.{name}()"
-        for name in ("fleet", "queue_health", "is_operator")
+        for name in ("fleet", "queue_health", "is_operator", "lease_facts")
         for role in ("authenticated", "service_role")
     ),
-    "authenticated: USAGE on private",
     # finish_job and claim_starts run with their caller's rights
     *(f"service_role: EXECUTE on private.{name}()" for name in ("backoff", "is_live", "start_pause", "fleet_decision")),
     *(f"{role}: USAGE on public" for role in ("anon", "authenticated", "service_role")),
@@ -864,7 +885,7 @@ def test_besides_triggers_only_what_counts_runs_with_its_owners_rights(scene: Wo
                     from pg_proc join pg_namespace n on n.oid = pronamespace where prosecdef and nspname in ('public', 'private')"""
     rows = scene.db.execute(definers).fetchall()
     assert {row["schema"] for row in rows} == {"private"}
-    assert {row["name"] for row in rows if not row["is_trigger"]} == {"jobs_ahead", "fleet", "queue_health"}
+    assert {row["name"] for row in rows if not row["is_trigger"]} == {"jobs_ahead", "lease_facts", "fleet", "queue_health"}
 
 
 def test_every_bucket_is_private_and_bounded(scene: World) -> None:

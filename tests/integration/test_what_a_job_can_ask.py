@@ -230,4 +230,5 @@ def test_a_gpu_that_is_lost_ends_the_process_and_charges_nobody(supabase: Embedd
         job = user.insert(target_worker="lost-gpu", prompt="raise GpuUnusable")
         assert worker.wait_for_exit() == 70
     row = user.job(job["id"])
-    assert (row["status"], row["attempts"], row["crashes"], row["error_code"]) == ("queued", 0, 1, "gpu_unusable")
+    assert (row["status"], row["attempts"], row["error_code"]) == ("queued", 0, "gpu_unusable")
+    assert db.execute("select crashes from private.leases where job_id = %s", (job["id"],)).fetchone() == {"crashes": 1}

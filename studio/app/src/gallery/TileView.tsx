@@ -85,7 +85,7 @@ function Underway({ job, live }: { job: SDXLJob; live: Live }) {
   const [isAsked, setAsked] = useState(false)
   const isCancelling = isAsked || job.cancel_requested_at !== null
   const isPainting = job.status === 'processing'
-  const percent = live.step && live.total ? (100 * live.step) / live.total : job.progress
+  const percent = live.step && live.total ? (100 * live.step) / live.total : 0
 
   const cancel = async (): Promise<void> => {
     setAsked(true)

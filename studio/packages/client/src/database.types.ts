@@ -151,26 +151,19 @@ export type Database = {
           attempts: number
           batch_size: number
           cancel_requested_at: string | null
-          claims: number
           completed_at: string | null
-          cost: number
-          crashes: number
           created_at: string
           enhance_prompt: boolean
           enhanced_prompt: string | null
           error_code: string | null
           error_message: string | null
           exact_copy_mode: boolean
-          fair_key: number
           fallback_to_text: boolean
           guidance_scale: number | null
           height: number | null
           id: string
           idempotency_key: string | null
           job_type: string
-          lease_expires_at: string | null
-          lease_token: string | null
-          leased_by: string | null
           max_attempts: number
           metadata: NonNullable<Json>
           metrics: Json | null
@@ -198,26 +191,19 @@ export type Database = {
           attempts?: number
           batch_size?: number
           cancel_requested_at?: string | null
-          claims?: number
           completed_at?: string | null
-          cost?: number
-          crashes?: number
           created_at?: string
           enhance_prompt?: boolean
           enhanced_prompt?: string | null
           error_code?: string | null
           error_message?: string | null
           exact_copy_mode?: boolean
-          fair_key?: number
           fallback_to_text?: boolean
           guidance_scale?: number | null
           height?: number | null
           id?: string
           idempotency_key?: string | null
           job_type: string
-          lease_expires_at?: string | null
-          lease_token?: string | null
-          leased_by?: string | null
           max_attempts?: number
           metadata?: NonNullable<Json>
           metrics?: Json | null
@@ -244,26 +230,19 @@ export type Database = {
           attempts?: number
           batch_size?: number
           cancel_requested_at?: string | null
-          claims?: number
           completed_at?: string | null
-          cost?: number
-          crashes?: number
           created_at?: string
           enhance_prompt?: boolean
           enhanced_prompt?: string | null
           error_code?: string | null
           error_message?: string | null
           exact_copy_mode?: boolean
-          fair_key?: number
           fallback_to_text?: boolean
           guidance_scale?: number | null
           height?: number | null
           id?: string
           idempotency_key?: string | null
           job_type?: string
-          lease_expires_at?: string | null
-          lease_token?: string | null
-          leased_by?: string | null
           max_attempts?: number
           metadata?: NonNullable<Json>
           metrics?: Json | null
@@ -462,9 +441,9 @@ export type Database = {
           attempts: number
           batch_size: number
           cancel_requested_at: string | null
-          claims: number
-          cost: number
-          crashes: number
+          claims: number | null
+          cost: number | null
+          crashes: number | null
           ended_at: string | null
           error_code: string | null
           error_message: string | null
@@ -555,7 +534,7 @@ export type Database = {
         Returns: string
       }
       heartbeat_jobs: {
-        Args: { p_ids: string[]; p_lease_seconds?: number; p_progress?: Json; p_token: string }
+        Args: { p_ids: string[]; p_lease_seconds?: number; p_token: string }
         Returns: {
           id: string
           verdict: string

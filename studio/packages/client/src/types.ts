@@ -48,9 +48,6 @@ export type SDXLField =
   | 'enhance_prompt'
   | 'fallback_to_text'
 
-/** The lease and the place in the queue are the workers' own business. */
-export type WorkersColumn = 'lease_token' | 'leased_by' | 'lease_expires_at' | 'fair_key' | 'cost'
-
 interface Narrowed {
   job_type: SDXLJobType
   metadata: SDXLMetadata
@@ -68,7 +65,7 @@ export type SDXLParams = Omit<Pick<Tables['jobs']['Insert'], SDXLField>, keyof N
 export type SDXLImage = Tables['job_images']['Row']
 
 /** A job as its row is, with its pictures in their order; there are none before it is completed. */
-export type SDXLJob = Omit<Tables['jobs']['Row'], WorkersColumn | keyof Narrowed | 'status' | 'warnings'> &
+export type SDXLJob = Omit<Tables['jobs']['Row'], keyof Narrowed | 'status' | 'warnings'> &
   Narrowed & {
     status: SDXLStatus
     /** What went otherwise than asked for. */

@@ -8,7 +8,7 @@ import { isFinished, type SDXLImage, type SDXLJob, type Supabase } from './types
 
 /** More kinds may come; pass over those that you do not know. */
 export type SDXLEvent =
-  /** The row changed: its status, its progress in percent, or the wish to cancel it. */
+  /** The row changed: its status, or the wish to cancel it. */
   | { type: 'state'; job: SDXLJob }
   /** A denoising step is done. At most four a second. */
   | { type: 'progress'; step: number; total: number; progress: number }
@@ -134,11 +134,15 @@ function readStep(event: string, { step, steps: total, preview }: Record<string,
   }
 }
 
-/** Whether the row is a later version than the other, by what only ever grows. */
+/** Whether the row is a later version than the other: by its end, its last claim, and then in the order in which a claim goes. */
 function isNewer(row: SDXLJob, than: SDXLJob): boolean {
-  const version = (job: SDXLJob): number => {
-    const place = isFinished(job) ? 2 : job.status === 'queued' ? 1 : 0 // in the order in which a claim goes
-    return (4 * job.claims + place) * 1000 + (job.cancel_requested_at ? 500 : 0) + job.progress
-  }
-  return version(row) > version(than)
+  const version = (job: SDXLJob): number[] => [
+    Number(isFinished(job)),
+    job.started_at ? Date.parse(job.started_at) : 0,
+    Number(job.status === 'queued'), // given back, if it has a claim
+    Number(job.cancel_requested_at !== null),
+  ]
+  const [later, earlier] = [version(row), version(than)]
+  const difference = later.map((part, i) => part - (earlier[i] ?? 0)).find((part) => part !== 0)
+  return (difference ?? 0) > 0
 }

@@ -26,18 +26,19 @@ export const allLeft = (): Promise<void> => until(() => scene.user.supabase.getC
 
 /** Says in the worker's place what happens to the job. */
 export async function finish(id: string): Promise<void> {
+  const p_token = crypto.randomUUID()
   const { data } = await service(scene.server).rpc('claim_jobs', {
     p_worker: 'test',
     p_target: 'nobody',
     p_job_types: ['sdxl_image_fast'],
-    p_token: crypto.randomUUID(),
+    p_token,
     p_limit: 200,
   })
-  for (const job of (data as { jobs: { id: string; lease_token: string }[] }).jobs) {
+  for (const job of (data as { jobs: { id: string }[] }).jobs) {
     const p_outcome = job.id === id ? 'failed' : 'cancelled'
     await service(scene.server).rpc('finish_job', {
       p_id: job.id,
-      p_token: job.lease_token,
+      p_token,
       p_outcome,
       p_error: { code: 'invalid_job', message: '' },
     })

@@ -21,7 +21,7 @@ for (const supabase of [createSDXLClient(untyped), createSDXLClient(ours), creat
   await supabase.submitSDXLJob({ job_type: 'sdxl_image_fast', batch_size: 2 })
   // @ts-expect-error the job type is required
   await supabase.submitSDXLJob({ prompt: 'a cat' })
-  // @ts-expect-error the lease is the workers' own business
+  // @ts-expect-error the lease is not in the row
   job.lease_token
 }
 // @ts-expect-error a client may not choose its priority
