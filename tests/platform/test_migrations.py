@@ -43,7 +43,8 @@ OURS = """
 """
 # What a project had: owners, grants, comments, policies, members of the publication.
 STATE = """
-  with schemas as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname in ('public', 'private', 'storage', 'realtime', 'auth'))
+  with schemas as (
+    select oid, nspname, nspowner, nspacl from pg_namespace where nspname in ('public', 'private', 'storage', 'realtime', 'auth'))
   select 'relation ' || c.oid::regclass as object, array[c.relowner::text, c.relacl::text, c.relrowsecurity::text] as state
     from pg_class c join schemas s on s.oid = c.relnamespace where c.relkind <> 'i'
   union all
