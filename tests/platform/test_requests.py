@@ -10,6 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from ourvidz_sdxl.local import ROOT
 from tests.platform.database import Database, Requests
 
 REFUSED = psycopg.errors.InsufficientPrivilege
@@ -313,3 +314,12 @@ def test_every_function_of_the_workers_is_tried_here(database: Database) -> None
         ).fetchall()
     text = Path(__file__).read_text()
     assert [row["proname"] for row in rows if f"public.{row['proname']}(" not in text] == []
+
+
+def test_the_snippets_run_in_the_sql_editor(database: Database) -> None:
+    """Which is postgres there."""
+    snippets = sorted((ROOT / "supabase" / "snippets").glob("*.sql"))
+    assert snippets
+    with database.connected("postgres") as postgres, postgres.transaction(force_rollback=True):
+        for snippet in snippets:
+            postgres.execute(snippet.read_text())
