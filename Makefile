@@ -34,6 +34,7 @@ check: setup  ## Formatting, lints (the database's too), types, import direction
 	$(BIN)/hadolint Dockerfile
 	cd $(LOCAL) && $(NPM) run --silent check
 	cd studio && $(NPM) run --silent check
+	$(BIN)/python -m tools.check_sql
 	$(BIN)/python -m tools.check_database
 	$(BIN)/python -m tools.audit
 

@@ -1,7 +1,8 @@
 """Supabase's own database lints as a gate: `python -m tools.check_database [URL]`, part of `make check`.
 
 Without a URL they run on a scratch embedded Supabase with this checkout's migrations; with one, on that database. The client's
-types are held against the scratch one, too, since it runs already.
+types are held against the scratch one, too, since it runs already. On either, the functions that the database really
+has go through the gate of tools.check_sql.
 """
 
 from __future__ import annotations
@@ -18,13 +19,21 @@ import psycopg
 
 from ourvidz_sdxl.local import ROOT, node
 from tests.processes import scratch_supabase
-from tools import database_types
+from tools import check_sql, database_types
 
 CLI = ROOT / "supabase" / "local" / "node_modules" / ".bin" / "supabase"
 TIMEOUT_SECONDS = 60
 
 # The CLI says these for information only; here they count.
 GATED = {"unindexed_foreign_keys"}
+
+# Functions that a request through REST may reach, those of Supabase's own services left out.
+FUNCTIONS = """
+  select p.oid::regprocedure::text, pg_get_functiondef(p.oid)
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+   where p.prokind in ('f', 'p') and n.nspname in ('public', 'private')
+     and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+"""
 
 # Lints that the hosted advisor knows and the CLI (3.1.0) does not, in a stricter form of our own: no bucket is public at all.
 # Their names and numbers: https://supabase.com/docs/guides/database/database-advisors
@@ -74,7 +83,12 @@ def advise(url: str) -> list[Finding]:
 def look(url: str) -> list[Finding]:
     """What the lints of our own find."""
     with psycopg.connect(url) as database:
-        return [Finding(lint=lint, detail=detail) for lint, detail in database.execute(OURS).fetchall()]
+        ours = [Finding(lint=lint, detail=detail) for lint, detail in database.execute(OURS).fetchall()]
+        return ours + [
+            Finding(lint="statement_without_where", detail=f"{name}: {found.reason}: {found.statement}")
+            for name, definition in database.execute(FUNCTIONS).fetchall()
+            for found in check_sql.check(definition)
+        ]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -25,7 +26,13 @@ REALTIME_SECONDS = 10.0
 WAKE_SECONDS = 5.0
 MAX_CLOCK_SKEW_SECONDS = 10.0
 NOBODY = "doctor"  # a target_worker whose jobs nobody inserts
-PUSH = "Run `supabase db push`, which brings the database to this version."
+PUSH = (
+    "Run `supabase db push`, which brings the database to this version. If it finds nothing to push, the REST server may "
+    "not have looked since: run `notify pgrst, 'reload schema'` in the SQL editor."
+)
+# Of PostgREST (https://docs.postgrest.org/en/stable/references/errors.html), of a function's own statements, and of a policy's.
+MISSING = ("PGRST202", "PGRST205", "42883", "42P01", "42703", "3F000")
+DENIED = re.compile(r"permission denied for (?P<kind>[a-z ]+) (?P<name>\w+)")
 
 
 def check_address(settings: Settings) -> Finding:
@@ -40,13 +47,20 @@ def check_address(settings: Settings) -> Finding:
         return fail(f"{host} does not answer.", "Check this machine's network and its firewall's outgoing rules.")
     except httpx.TransportError as error:
         return fail(f"{host} cannot be reached ({error}).", "Check SUPABASE_URL, this machine's network, and its name server.")
-    code = _json(answer).get("code")
+    told = _json(answer)
+    code = told.get("code")
     if answer.status_code == httpx.codes.OK and answer.headers.get("content-type", "").startswith("application/json"):
         return ok(f"{host} answers in {answer.elapsed.total_seconds() * 1000:.0f} ms")
-    if answer.status_code in (401, 403) and code != "42501":
-        return fail(f"{host} does not take this key.", "Check that SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are of one project.")
     if code in ("PGRST205", "42P01"):
         return fail(f"{host} is a Supabase without the table jobs.", PUSH)
+    if code == "PGRST106":
+        return fail(
+            f"{host} does not serve the schema public.", "Add it to the exposed schemas in the project's settings, under Data API."
+        )
+    if code == "42501":
+        return _refusal("the table jobs", f"{code} {told.get('message')}")
+    if answer.status_code in (401, 403):
+        return fail(f"{host} does not take this key.", "Check that SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are of one project.")
     if answer.status_code == 540:
         return fail("The project is paused.", "Restore it in the Supabase dashboard.")
     if answer.status_code >= 500:
@@ -58,9 +72,10 @@ def check_address(settings: Settings) -> Finding:
 
 
 def check_functions(settings: Settings) -> Finding:
-    """Calls each of them as the worker does, so that its name, its arguments and the right to it are all asked for."""
+    """Calls each function as the worker does, so that its name, arguments, grants and statements are all tried; reads each view."""
     ours = settings.model_copy(update={"target_worker": NOBODY, "lease_seconds": 10})
-    queue = Queue(connect(ours), ours)
+    client = connect(ours)
+    queue = Queue(client, ours)
     lease = Lease(uuid4(), uuid4(), 0)  # of a job that does not exist
 
     def claim() -> None:
@@ -74,26 +89,44 @@ def check_functions(settings: Settings) -> Finding:
         "finish_job": lambda: queue.finish(lease, Outcome.RELEASED, patience_seconds=PATIENCE_SECONDS),
         "sweep_orphans": queue.sweep_orphans,
         "retire_jobs": lambda: queue.retire_jobs(limit=0),
+        "fleet": lambda: client.table("fleet").select("*").limit(1).execute(),
+        "queue_health": lambda: client.table("queue_health").select("*").limit(1).execute(),
     }
     for name, call in calls.items():
         try:
             call()
-        except SupabaseUnavailable as error:
+        except (SupabaseUnavailable, httpx.TransportError) as error:
             return fail(f"{name} does not answer: {error}.", "See the project's logs in the Supabase dashboard.")
         except SupabaseRefused as error:
             return _refusal(name, str(error))
+        except APIError as error:
+            return _refusal(name, f"{error.code} {error.message}")
     return ok(", ".join(calls))
 
 
 def _refusal(name: str, reason: str) -> Finding:
-    if "PGRST202" in reason:
-        return fail(f"The database has no function {name} with the arguments that this version gives.", PUSH)
-    if "42501" in reason:
+    """Finding for a refusal by the database; `reason` holds its code and its message."""
+    denied = DENIED.search(reason)
+    if any(code in reason for code in MISSING):
+        found = f"The database has no {name} with the arguments and columns that this version uses ({reason})."
+        return fail(found, PUSH)
+    if "requires a WHERE clause" in reason:
+        return fail(
+            f"{name} runs an UPDATE or DELETE without WHERE, which Supabase refuses ({reason}).",
+            "Give it one: it stands in a function or a trigger that the project has beside ours; "
+            "`python -m tools.check_database postgresql://…` names it.",
+        )
+    if denied and denied["kind"] == "function" and denied["name"] == name:
         return fail(
             f"This key may not call {name}.",
             f"Run `grant execute on function public.{name} to service_role` in the SQL editor, if the key is the secret one.",
         )
-    return fail(f"{name} was refused: {reason}.", PUSH)
+    if denied:
+        return fail(
+            f"This key may not use the {denied['kind']} {denied['name']}, which {name} needs.",
+            f"Run the `grant … to service_role` that supabase/migrations has for {denied['name']} in the SQL editor.",
+        )
+    return fail(f"{name} was refused: {reason}.", "See the project's Postgres logs in the Supabase dashboard.")
 
 
 def check_buckets(settings: Settings) -> Finding:

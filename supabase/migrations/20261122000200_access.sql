@@ -11,7 +11,7 @@ alter table public.retention enable row level security;
 revoke all on public.jobs, public.job_images, public.job_events, public.workers, public.negative_presets, public.retention
   from anon, authenticated, service_role;
 revoke all on sequence public.job_events_id_seq from anon, authenticated, service_role;   -- numbered by trigger alone
-revoke all on private.leases, private.sweep from public, anon, authenticated;   -- a schema that was there may have default privileges
+revoke all on private.leases, private.sweep from public, anon, authenticated, service_role;   -- a schema that was there may have default privileges
 
 grant select on public.jobs, public.job_images, public.job_events to authenticated;
 grant insert (id, user_id, job_type, target_worker, metadata, idempotency_key, prompt, negative_prompt, batch_size, width, height,

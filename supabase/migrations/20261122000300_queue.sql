@@ -319,7 +319,7 @@ $$;
 create function public.jobs_ahead(p_job uuid) returns integer
 language sql stable set search_path = '' return private.jobs_ahead(p_job);
 
-revoke execute on function private.backoff(integer, real, real), private.jobs_ahead(uuid) from public;
+revoke execute on function private.backoff(integer, real, real), private.jobs_ahead(uuid) from public, anon, authenticated, service_role;
 revoke execute on function public.jobs_ahead(uuid) from public, anon, service_role;
 grant execute on function private.jobs_ahead(uuid), public.jobs_ahead(uuid) to authenticated;
 revoke execute on function
@@ -333,7 +333,7 @@ grant execute on function
   public.report_worker(text, text, jsonb), public.sweep_orphans(integer, real), public.retire_jobs(integer, real)
   to service_role;
 grant usage on schema private to service_role;
-revoke all on private.reaping from public, anon, authenticated;
+revoke all on private.reaping from public, anon, authenticated, service_role;
 grant select, insert, update on private.reaping to service_role;
 grant select, update on private.sweep to service_role;
 grant execute on function private.backoff(integer, real, real) to service_role;

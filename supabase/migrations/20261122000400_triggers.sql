@@ -191,4 +191,4 @@ create trigger jobs_updated after update on public.jobs
 revoke execute on function
   private.jobs_before_insert(), private.jobs_enqueue(), private.jobs_moved(), private.jobs_before_update(), private.jobs_wake(),
   private.jobs_changed(), private.send(jsonb, text, text), private.wake(text, bigint)
-  from public;
+  from public, anon, authenticated, service_role;

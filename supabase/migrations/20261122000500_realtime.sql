@@ -14,5 +14,9 @@ create policy "listen to your own topics" on realtime.messages for select to aut
     end
   );
 
--- for frontends that listen with postgres_changes
-alter publication supabase_realtime add table public.jobs, public.job_images;
+-- For frontends that listen with postgres_changes. A publication FOR ALL TABLES, as early projects have it, refuses further tables.
+do $$ begin
+  if not exists (select from pg_publication where pubname = 'supabase_realtime' and puballtables) then
+    alter publication supabase_realtime add table public.jobs, public.job_images;
+  end if;
+end $$;

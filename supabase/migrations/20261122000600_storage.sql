@@ -1,4 +1,4 @@
--- Buckets, all private. Object names start with their owner's id: <user_id>/<job_id>/<attempt>-<index>.png
+-- Buckets, all private. Object names start with their owner's id: <user_id>/<job_id>/<claim>-<index>.png
 -- The worker writes with the service key, which row security does not bind.
 
 insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types) values

@@ -81,7 +81,7 @@ $$;
 create view public.fleet with (security_invoker = true) as select * from private.fleet();
 create view public.queue_health with (security_invoker = true) as select * from private.queue_health();
 
-revoke execute on function private.is_operator(), private.fleet(), private.queue_health() from public;
+revoke execute on function private.is_operator(), private.fleet(), private.queue_health() from public, anon, authenticated, service_role;
 grant execute on function private.is_operator(), private.fleet(), private.queue_health() to authenticated, service_role;
 revoke all on public.fleet, public.queue_health from anon, authenticated, service_role;
 grant select on public.fleet, public.queue_health to authenticated, service_role;

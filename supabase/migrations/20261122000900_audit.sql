@@ -7,7 +7,7 @@ language sql stable security definer set search_path = '' as $$
   select l.claims, l.crashes, l.worker, l.cost from private.leases l
    where l.job_id = p_job and (l.user_id = (select auth.uid()) or (select private.is_operator()))
 $$;
-revoke execute on function private.lease_facts(uuid) from public;
+revoke execute on function private.lease_facts(uuid) from public, anon, authenticated, service_role;
 grant execute on function private.lease_facts(uuid) to authenticated, service_role;
 
 create view public.job_audit with (security_invoker = true) as

@@ -38,6 +38,15 @@ sys.exit(worker.main(sys.argv[1:]))
 """
 FUNCTION = "public.claim_jobs(text, text, text[], uuid, integer, integer)"
 
+# A trigger of the project's own, as pg-safeupdate answers it; the server here does not have that extension.
+SAFEUPDATE = """
+  create function public.planted() returns trigger language plpgsql as $$
+  begin
+    raise exception 'UPDATE requires a WHERE clause' using errcode = '21000';
+  end $$;
+  create trigger planted before update on public.jobs for each statement execute function public.planted()
+"""
+
 Plant = Callable[["Patient"], AbstractContextManager[Mapping[str, object]]]
 
 
@@ -271,8 +280,26 @@ FAULTS = {
             f"alter function {FUNCTION.replace('claim_jobs', 'gone')} rename to claim_jobs",
         ),
         check="queue functions",
-        words="no function claim_jobs",
+        words="no claim_jobs with the arguments",
         mend="supabase db push",
+    ),
+    "a view is missing": Fault(
+        plant=in_the_database("alter view public.queue_health rename to gone", "alter view public.gone rename to queue_health"),
+        check="queue functions",
+        words="no queue_health with the arguments and columns",
+        mend="notify pgrst, 'reload schema'",
+    ),
+    "a table beneath is missing": Fault(
+        plant=in_the_database("alter table private.sweep rename to gone", "alter table private.gone rename to sweep"),
+        check="queue functions",
+        words='relation "private.sweep" does not exist',
+        mend="supabase db push",
+    ),
+    "a statement without WHERE": Fault(
+        plant=in_the_database(SAFEUPDATE, "drop function public.planted() cascade"),
+        check="queue functions",
+        words="claim_jobs runs an UPDATE or DELETE without WHERE",
+        mend="tools.check_database",
     ),
     "a grant was revoked": Fault(
         plant=in_the_database(
@@ -281,6 +308,20 @@ FAULTS = {
         check="queue functions",
         words="may not call claim_jobs",
         mend="grant execute on function public.claim_jobs to service_role",
+    ),
+    "a grant beneath was revoked": Fault(
+        plant=in_the_database("revoke usage on schema private from service_role", "grant usage on schema private to service_role"),
+        check="queue functions",
+        words="may not use the schema private, which claim_jobs needs",
+        mend="that supabase/migrations has for private",
+    ),
+    "a project that grants nothing by default": Fault(
+        plant=in_the_database(
+            "revoke all on public.jobs from service_role", "grant select, insert, update, delete on public.jobs to service_role"
+        ),
+        check="address",
+        words="may not use the table jobs",
+        mend="that supabase/migrations has for jobs",
     ),
     "a bucket is missing": Fault(
         plant=in_the_database(

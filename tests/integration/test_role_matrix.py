@@ -177,6 +177,11 @@ private.is_operator         unknown    unknown  unknown  unknown   unknown
 private.fleet               unknown    unknown  unknown  unknown   unknown
 private.fleet_decision      unknown    unknown  unknown  unknown   unknown
 private.call_fleet          unknown    unknown  unknown  unknown   unknown
+private.fleet_is_needed     unknown    unknown  unknown  unknown   unknown
+private.schedule_fleet      unknown    unknown  unknown  unknown   unknown
+private.cron_fleet          unknown    unknown  unknown  unknown   unknown
+private.cron_reap           unknown    unknown  unknown  unknown   unknown
+private.cron_purge          unknown    unknown  unknown  unknown   unknown
 private.start_pause         unknown    unknown  unknown  unknown   unknown
 private.workers_reported    unknown    unknown  unknown  unknown   unknown
 private.queue_health        unknown    unknown  unknown  unknown   unknown
