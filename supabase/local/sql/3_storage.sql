@@ -109,7 +109,8 @@ begin
   using v_prefix, bucketname, length(coalesce(prefix, '')) + 1, least(coalesce(limits, 100), 1500), offsets;
 end $$;
 
--- The same for pages: keys are whole names, case counts, and a page begins behind start_after. A folder is as old as its oldest object.
+-- The same for pages: names are whole, case counts, and a page begins behind start_after (of a folder: with its slash). A folder is as
+-- old as its oldest object.
 create function storage.search_v2(
   prefix text, bucket_name text, limits int default 100, levels int default 1, start_after text default '',
   sort_order text default 'asc', sort_column text default 'name', sort_column_after text default ''
@@ -134,7 +135,7 @@ begin
     )
     select split_part(name, '/', $3), name, id, updated_at, created_at, last_accessed_at, metadata
       from level
-     where $5 = '' or (%1$s, name collate "C") %2$s (coalesce(nullif($6, '')::timestamptz, 'epoch'), $5)
+     where $5 = '' or (%1$s, sort_key collate "C") %2$s (coalesce(nullif($6, '')::timestamptz, 'epoch'), $5)
      order by %1$s %3$s, sort_key collate "C" %3$s limit $4$query$,
     case when v_by_time then format('date_trunc(''milliseconds'', %I)', sort_column) else quote_literal('epoch') || '::timestamptz' end,
     case when v_desc then '<' else '>' end, case when v_desc then 'desc' else 'asc' end)

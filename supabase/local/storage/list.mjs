@@ -65,7 +65,7 @@ export async function listV2({ request, bucket, scope, db }) {
   return {
     hasNext,
     ...(hasNext && last && {
-      nextCursor: encodeCursor({ after: last.name, order, column, time: column === "name" ? "" : last[column]?.toISOString() ?? "" }),
+      nextCursor: encodeCursor({ after: last.id === null ? `${last.name}/` : last.name, order, column, time: column === "name" ? "" : last[column]?.toISOString() ?? "" }),
       nextCursorKey: last.name,
     }),
     folders: page.filter(({ id }) => id === null).map((folder) => ({ ...folder, name: `${folder.name}/` })),
