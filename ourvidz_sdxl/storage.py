@@ -13,6 +13,7 @@ from ourvidz_sdxl.errors import ReferenceInvalid, SupabaseUnavailable, UploadFai
 from ourvidz_sdxl.job import Job
 
 REFERENCE_BUCKET = "reference_images"
+MAX_REMOVED_OBJECTS = 1000  # a request; Storage refuses more (src/storage/limits.ts of storage-api)
 
 
 def bucket_of(job: Job) -> str:
@@ -41,10 +42,12 @@ class Storage:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 
     def remove(self, bucket: str, paths: list[str]) -> None:
-        """Paths that are not there do not matter. Raises UploadFailed as `upload` does."""
+        """Removes objects, in batches of MAX_REMOVED_OBJECTS; missing ones are ignored. Raises UploadFailed as `upload` does."""
         bucket_api = self._client.storage.from_(bucket)
         try:
-            patiently(lambda: bucket_api.remove(paths), seconds=self._patience_seconds, name="remove")
+            for start in range(0, len(paths), MAX_REMOVED_OBJECTS):
+                batch = paths[start : start + MAX_REMOVED_OBJECTS]
+                patiently(lambda batch=batch: bucket_api.remove(batch), seconds=self._patience_seconds, name="remove")
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 

@@ -51,7 +51,7 @@ function check(value, field, where) {
     case "array":
       if (!Array.isArray(value)) fail("must be array");
       if (value.length < (field.minItems ?? 0)) fail(`must NOT have fewer than ${field.minItems} items`);
-      return value.map((/** @type {any} */ one, /** @type {number} */ i) => check(one, /** @type {Field} */ (field.of), `${where}/${i}`));
+      return [...value.entries()].map(([i, one]) => check(one, /** @type {Field} */ (field.of), `${where}/${i}`));
     case "object": {
       if (value === null || typeof value !== "object" || Array.isArray(value)) fail("must be object");
       const checked = { ...value };

@@ -14,7 +14,8 @@ const SETTINGS = /** @type {const} */ ({
 export async function listBuckets({ url, scope, db }) {
   const { limit = null, offset = 0, sortColumn, sortOrder = "asc", search = "" } = readQuery(url, {
     limit: { type: "integer", minimum: 1 }, offset: { type: "integer", minimum: 0 }, search: { type: "string" },
-    sortColumn: { type: "string", oneOf: ["id", "name", "created_at", "updated_at"] }, sortOrder: { type: "string", oneOf: ["asc", "desc"] },
+    sortColumn: { type: "string", oneOf: ["id", "name", "created_at", "updated_at"] },
+    sortOrder: { type: "string", oneOf: ["asc", "desc"] },
   });
   const buckets = await db.asCaller(scope, (tx) => tx`
     select * from storage.buckets where strpos(lower(name), lower(${search})) > 0
@@ -97,7 +98,7 @@ function columnsOf({ public: isPublic, file_size_limit: size, allowed_mime_types
 /** @param {any} bucket */
 function shown({ id, name, owner, public: isPublic, type, file_size_limit, allowed_mime_types, created_at, updated_at }) {
   return {
-    id, name, owner: owner ?? "", public: isPublic, type, file_size_limit: file_size_limit && Number(file_size_limit), allowed_mime_types,
-    created_at, updated_at,
+    id, name, owner: owner ?? "", public: isPublic, type, created_at, updated_at,
+    file_size_limit: file_size_limit && Number(file_size_limit), allowed_mime_types,
   };
 }

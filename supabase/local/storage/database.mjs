@@ -4,13 +4,17 @@ import { duplicate, noSuchBucket, noSuchKey, StorageError } from "./errors.mjs";
 
 /**
  * @typedef {import("../database.mjs").Connection} Connection
- * @typedef {{ id: string, public: boolean, file_size_limit: string | null, allowed_mime_types: string[] | null }} Bucket
- * @typedef {{ eTag?: string, size?: number, mimetype?: string, cacheControl?: string, lastModified?: string, contentLength?: number,
- *             httpStatusCode?: number }} Metadata
- * @typedef {{ id: string, name: string, bucket_id: string, version: string | null, metadata: Metadata | null, user_metadata: unknown,
- *             owner: string | null, owner_id: string | null, created_at: Date, updated_at: Date, last_accessed_at: Date }} StoredObject
- * @typedef {{ bucket: string, name: string, version?: string, owner?: string, metadata: Metadata | null, userMetadata: unknown }} NewObject
- * @typedef {{ claims: import("../keys.mjs").Claims, method: string, path: string, headers: Headers, operation: string }} Scope
+ * @typedef {import("../keys.mjs").Claims} Claims
+ * @typedef {{ id: string, public: boolean, file_size_limit: string | null,
+ *             allowed_mime_types: string[] | null }} Bucket
+ * @typedef {{ eTag?: string, size?: number, mimetype?: string, cacheControl?: string, lastModified?: string,
+ *             contentLength?: number, httpStatusCode?: number, xRobotsTag?: string }} Metadata
+ * @typedef {{ id: string, name: string, bucket_id: string, version: string | null, metadata: Metadata | null,
+ *             user_metadata: unknown, owner: string | null, owner_id: string | null, created_at: Date,
+ *             updated_at: Date, last_accessed_at: Date }} StoredObject
+ * @typedef {{ bucket: string, name: string, version?: string, owner?: string, metadata: Metadata | null,
+ *             userMetadata: unknown }} NewObject
+ * @typedef {{ claims: Claims, method: string, path: string, headers: Headers, operation: string }} Scope
  */
 
 const SERVICE = { role: "service_role" };
@@ -44,7 +48,8 @@ export class StorageDatabase {
   }
 
   /**
-   * A permission test: the statements run as the caller and are rolled back, so that row security refuses before any byte is stored.
+   * A permission test: the statements run as the caller and are rolled back, so that row security refuses
+   * before any byte is stored.
    * @param {Scope} scope @param {(tx: Connection) => Promise<unknown>} work
    */
   async test(scope, work) {
@@ -58,9 +63,13 @@ export class StorageDatabase {
     }
   }
 
-  /** A bucket whoever asks; row security on buckets is for the bucket API. @param {string} id @returns {Promise<Bucket | undefined>} */
+  /**
+   * A bucket as the service sees it; row security on buckets is for the bucket API.
+   * @param {string} id @returns {Promise<Bucket | undefined>}
+   */
   async findBucket(id) {
-    const [bucket] = await this.sql`select id, public, file_size_limit, allowed_mime_types from storage.buckets where id = ${id}`;
+    const [bucket] = await this.sql`
+      select id, public, file_size_limit, allowed_mime_types from storage.buckets where id = ${id}`;
     return /** @type {Bucket | undefined} */ (bucket);
   }
 
@@ -77,7 +86,7 @@ export class StorageDatabase {
   }
 }
 
-/** @param {Connection} tx @param {Scope} scope @param {import("../keys.mjs").Claims} claims */
+/** @param {Connection} tx @param {Scope} scope @param {Claims} claims */
 async function enter(tx, { method, path, headers, operation }, claims) {
   await tx`select set_config('role', ${claims.role}, true), set_config('request.jwt.claim.role', ${claims.role}, true),
                   set_config('request.jwt.claim.sub', ${claims.sub ?? ""}, true),
@@ -126,9 +135,10 @@ function row(tx, { bucket, name, version = "1", owner, metadata, userMetadata })
 }
 
 /** An object as the API shows it. @param {StoredObject} object */
-export function shown({ name, bucket_id, owner, owner_id, version, id, updated_at, created_at, last_accessed_at, metadata, user_metadata }) {
+export function shown(object) {
+  const { id, name, bucket_id, updated_at, created_at, last_accessed_at, metadata, user_metadata } = object;
+  const [owner, owner_id, version] = [object.owner, object.owner_id, object.version].map((value) => value ?? "");
   return {
-    name, bucket_id, owner: owner ?? "", owner_id: owner_id ?? "", version: version ?? "", id, updated_at, created_at, last_accessed_at,
-    metadata, user_metadata,
+    id, name, bucket_id, owner, owner_id, version, updated_at, created_at, last_accessed_at, metadata, user_metadata,
   };
 }

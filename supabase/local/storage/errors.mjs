@@ -1,12 +1,14 @@
-// Errors of the Storage API. Status codes, codes and messages are those of Supabase's storage-api (src/internal/errors/codes.ts), and so is
-// their odd form: every refusal is HTTP 400 with the real status in the body, as a string.
+// Errors of the Storage API. Status codes, codes and messages are those of Supabase's storage-api
+// (src/internal/errors/codes.ts), and so is their odd form: every refusal is HTTP 400 with the real status in the
+// body, as a string.
 
 import { json } from "../answers.mjs";
 
 export class StorageError extends Error {
   /**
    * @param {number} statusCode @param {string} code @param {string} message
-   * @param {{ error?: string, httpStatus?: number }} [options] `error`: the body's older name of the code; `httpStatus`: other than 400
+   * @param {{ error?: string, httpStatus?: number }} [options] `error`: the body's older name of the code;
+   *   `httpStatus`: other than 400
    */
   constructor(statusCode, code, message, { error = code, httpStatus = statusCode === 500 ? 500 : 400 } = {}) {
     super(message);
@@ -31,7 +33,8 @@ export const invalidMimeType = (/** @type {string} */ type) =>
   new StorageError(415, "InvalidMimeType", `mime type ${type} is not supported`, { error: "invalid_mime_type" });
 export const entityTooLarge = (entity = "object") =>
   new StorageError(413, "EntityTooLarge", `The ${entity} exceeded the maximum allowed size`, { error: "Payload too large" });
-export const duplicate = (code = "KeyAlreadyExists") => new StorageError(409, code, "The resource already exists", { error: "Duplicate" });
+export const duplicate = (code = "KeyAlreadyExists") =>
+  new StorageError(409, code, "The resource already exists", { error: "Duplicate" });
 export const invalidRequest = (/** @type {string} */ message, error = "InvalidRequest") =>
   new StorageError(400, "InvalidRequest", message, { error });
 export const invalidParameter = (/** @type {string} */ name, message = `Invalid Parameter ${name}`) =>
@@ -40,7 +43,11 @@ export const invalidRange = () =>
   new StorageError(416, "InvalidRange", "invalid range provided", { error: "invalid_range", httpStatus: 416 });
 export const invalidJwt = (/** @type {string} */ message) => new StorageError(400, "InvalidJWT", message);
 export const invalidSignature = (message = "Invalid signature") => new StorageError(400, "InvalidSignature", message);
-export const bucketNotEmpty = () => new StorageError(409, "ResourceNotEmpty", "The bucket you tried to delete is not empty");
+export const bucketNotEmpty = () =>
+  new StorageError(409, "ResourceNotEmpty", "The bucket you tried to delete is not empty");
+/** HTTP 544, which no refusal has: the same call may succeed a moment later. */
+export const databaseTimeout = () =>
+  new StorageError(544, "DatabaseTimeout", "The connection to the database timed out", { httpStatus: 544 });
 export const featureNotEnabled = (/** @type {string} */ feature) =>
   new StorageError(409, "FeatureNotEnabled", `The feature ${feature} is not enabled for this resource`);
 export const routeNotFound = (/** @type {string} */ method, /** @type {string} */ path) =>
@@ -55,14 +62,18 @@ export function fromPostgres({ code, message, detail }) {
     case "42501":
       return accessDenied(message.includes("row-level security") ? "new row violates row-level security policy" : message);
     case "23505": return duplicate("ResourceAlreadyExists");
-    case "23503":
-      return detail?.includes("is still referenced from table")
-        ? new StorageError(409, "ResourceReferenced", "The resource could not be updated or removed due to a foreign key constraint")
-        : new StorageError(404, "InvalidRequest", "The related resource does not exist");
+    case "23503": {
+      if (!detail?.includes("is still referenced from table")) {
+        return new StorageError(404, "InvalidRequest", "The related resource does not exist");
+      }
+      const message = "The resource could not be updated or removed due to a foreign key constraint";
+      return new StorageError(409, "ResourceReferenced", message);
+    }
     case "55P03": return new StorageError(423, "ResourceLocked", "The resource is locked");
-    case "57014": return new StorageError(544, "DatabaseTimeout", "The connection to the database timed out", { httpStatus: 544 });
+    case "57014": return databaseTimeout();
     case "22P02": return invalidParameter("value", message);
-    case "42P17": return new StorageError(503, "DatabaseInvalidObjectDefinition", "The database schema is invalid or incompatible.");
+    case "42P17":
+      return new StorageError(503, "DatabaseInvalidObjectDefinition", "The database schema is invalid or incompatible.");
     case "42703":
     case "42P01":
       return new StorageError(503, "DatabaseSchemaMismatch", `The database schema is out of sync: ${message}`);

@@ -1,5 +1,5 @@
-// Where the bytes of storage objects lie: one file a version, named by the version's UUID. A file is never written twice, so a reader and
-// a replacing upload cannot meet; which version an object has is in its row.
+// Where the bytes of storage objects lie: one file a version, named by the version's UUID. A file is never written
+// twice, so a reader and a replacing upload cannot meet; which version an object has is in its row.
 
 import { createHash, randomUUID } from "node:crypto";
 import { mkdir, open, readFile, rm } from "node:fs/promises";
@@ -18,7 +18,10 @@ export class FileStore {
     return join(this.dir, version.slice(0, 2), version);
   }
 
-  /** Stores bytes under a new version; they are on the disk when the promise resolves. @param {Uint8Array} bytes @returns {Promise<Stored>} */
+  /**
+   * Stores bytes under a new version; they are on the disk when the promise resolves.
+   * @param {Uint8Array} bytes @returns {Promise<Stored>}
+   */
   async write(bytes) {
     const version = randomUUID();
     const path = this.#path(version);

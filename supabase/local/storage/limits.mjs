@@ -7,6 +7,10 @@ const OBJECT_KEY = /^[A-Za-z0-9_/!.*'() &$=@;:+,?-]+$/;
 const BUCKET_NAME = /^[A-Za-z0-9_!.*'() &$=@;:+,?-]{1,100}$/;
 const MIME_TYPE = /^([a-zA-Z0-9\-+.]+)\/([a-zA-Z0-9\-+.]+)(;\s*charset=[a-zA-Z0-9-]+)?$|\*$/;
 const SIZE = /^(\d+(?:\.\d+)?)(gb|mb|kb|b)$/i;
+const ROBOTS_RULE = "(?:[\\w-]+:\\s*)?(?:all|none|noindex|nofollow|nosnippet|indexifembedded|notranslate|noimageindex"
+  + "|max-(?:snippet|video-preview):\\s*-?\\d+|max-image-preview:\\s*(?:none|standard|large)"
+  + "|unavailable_after:\\s*(?:\\w+, )?[\\w :+-]+)";
+const ROBOTS_TAG = new RegExp(`^${ROBOTS_RULE}(?:\\s*,\\s*${ROBOTS_RULE})*$`);
 const UNITS = /** @type {const} */ ({ gb: 1e9, mb: 1e6, kb: 1000, b: 1 });
 
 /** @param {string} key @throws {import("./errors.mjs").StorageError} InvalidKey */
@@ -61,4 +65,10 @@ export function checkMimeType(type, allowed) {
     return allowedFamily === family && (allowedKind === "*" || allowedKind === kind);
   });
   if (kind === undefined || !isAllowed) throw invalidMimeType(type);
+}
+
+/** An upload's `X-Robots-Tag`, which its downloads carry: rules for crawlers as MDN lists them. @param {string} tag */
+export function checkRobotsTag(tag) {
+  if (ROBOTS_TAG.test(tag.trim())) return;
+  throw invalidRequest(`Invalid X-Robots-Tag header: Invalid X-Robots-Tag rule: "${tag}"`, "invalid_x_robots_tag");
 }

@@ -13,7 +13,8 @@ const LIMIT = /** @type {const} */ ({ type: "integer", minimum: 1 });
 
 /** @param {...string} columns @returns {import("./body.mjs").Field} */
 const sortBy = (...columns) => ({
-  type: "object", fields: { column: { type: "string", oneOf: columns, required: true }, order: { type: "string", oneOf: ["asc", "desc"] } },
+  type: "object",
+  fields: { column: { type: "string", oneOf: columns, required: true }, order: { type: "string", oneOf: ["asc", "desc"] } },
 });
 
 /** @param {Call} call */
@@ -37,7 +38,8 @@ export async function list({ request, bucket, scope, db }) {
  */
 export async function listV2({ request, bucket, scope, db }) {
   const body = await readJson(request, {
-    prefix: TEXT, limit: LIMIT, cursor: TEXT, with_delimiter: { type: "boolean" }, sortBy: sortBy("name", "updated_at", "created_at"),
+    prefix: TEXT, limit: LIMIT, cursor: TEXT, with_delimiter: { type: "boolean" },
+    sortBy: sortBy("name", "updated_at", "created_at"),
   });
   checkBucketName(bucket);
   const { prefix = "", with_delimiter: isDelimited = false } = body;
@@ -48,7 +50,8 @@ export async function listV2({ request, bucket, scope, db }) {
   const levels = prefix.split("/").length;
   const rows = await db.asCaller(scope, (tx) => {
     if (isDelimited) {
-      return tx`select * from storage.search_v2(${prefix}, ${bucket}, ${limit + 1}, ${levels}, ${after}, ${order}, ${column}, ${time})`;
+      return tx`
+        select * from storage.search_v2(${prefix}, ${bucket}, ${limit + 1}, ${levels}, ${after}, ${order}, ${column}, ${time})`;
     }
     const direction = order === "desc" ? tx`desc` : tx`asc`;
     const beyond = order === "desc" ? tx`<` : tx`>`;
@@ -62,12 +65,13 @@ export async function listV2({ request, bucket, scope, db }) {
   const page = rows.slice(0, limit);
   const last = page.at(-1);
   const hasNext = rows.length > limit;
+  const next = () => encodeCursor({
+    after: last?.id === null ? `${last.name}/` : last?.name, order, column,
+    time: column === "name" ? "" : last?.[column]?.toISOString() ?? "",
+  });
   return {
     hasNext,
-    ...(hasNext && last && {
-      nextCursor: encodeCursor({ after: last.id === null ? `${last.name}/` : last.name, order, column, time: column === "name" ? "" : last[column]?.toISOString() ?? "" }),
-      nextCursorKey: last.name,
-    }),
+    ...(hasNext && { nextCursor: next(), nextCursorKey: last?.name }),
     folders: page.filter(({ id }) => id === null).map((folder) => ({ ...folder, name: `${folder.name}/` })),
     objects: page.filter(({ id }) => id !== null),
   };

@@ -66,7 +66,9 @@ export async function remove({ bucket, name, scope, db, files }) {
 /** What the caller may not see or delete is left out of the answer. @param {Call} call */
 export async function removeMany({ request, bucket, scope, db, files }) {
   const { prefixes } = await readJson(request, { prefixes: { type: "array", minItems: 1, required: true, of: TEXT } });
-  if (prefixes.length > MOST_REMOVED) throw invalidRequest(`Bulk object requests are limited to ${MOST_REMOVED} objects per request.`);
+  if (prefixes.length > MOST_REMOVED) {
+    throw invalidRequest(`Bulk object requests are limited to ${MOST_REMOVED} objects per request.`);
+  }
   checkBucketName(bucket);
   const deleted = /** @type {any[]} */ (await db.asCaller(scope, (tx) => tx`
     delete from storage.objects where bucket_id = ${bucket} and name = any (${prefixes}) returning *`));

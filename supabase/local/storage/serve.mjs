@@ -64,7 +64,9 @@ function findAsService({ bucket, name, db }) {
  */
 async function serve({ request, url, files }, look, expires) {
   let object = await look();
-  if (isUnchanged(request.headers, object)) return new Response(null, { status: 304, headers: { etag: object.metadata?.eTag ?? "" } });
+  if (isUnchanged(request.headers, object)) {
+    return new Response(null, { status: 304, headers: { etag: object.metadata?.eTag ?? "" } });
+  }
   let bytes = await files.read(object.version);
   if (!bytes) { // an upload may have replaced the object meanwhile: the row names the next version then
     object = await look();
@@ -80,7 +82,8 @@ async function serve({ request, url, files }, look, expires) {
   const wanted = url.searchParams.get("download");
   if (wanted !== null) {
     const encoded = encodeURIComponent(wanted);
-    headers.set("content-disposition", wanted === "" ? "attachment;" : `attachment; filename=${encoded}; filename*=UTF-8''${encoded}`);
+    const named = wanted && ` filename=${encoded}; filename*=UTF-8''${encoded}`;
+    headers.set("content-disposition", `attachment;${named}`);
   }
   const range = request.headers.get("range");
   const [first, last] = range === null ? [0, bytes.byteLength - 1] : parseRange(range, bytes.byteLength);
@@ -114,7 +117,7 @@ function parseRange(range, size) {
 
 /** @param {StoredObject} object */
 function headersOf({ metadata }) {
-  const headers = new Headers({ "accept-ranges": "bytes", "x-robots-tag": "none" });
+  const headers = new Headers({ "accept-ranges": "bytes", "x-robots-tag": metadata?.xRobotsTag ?? "none" });
   const { mimetype, eTag, cacheControl, lastModified } = metadata ?? {};
   if (mimetype) headers.set("content-type", mimetype.includes("text/html") ? "text/plain" : mimetype); // no pages from a bucket
   if (eTag) headers.set("etag", eTag);

@@ -5,7 +5,7 @@ import { isConnectionError } from "../database.mjs";
 import { TokenError } from "../keys.mjs";
 import * as buckets from "./buckets.mjs";
 import { StorageDatabase } from "./database.mjs";
-import { accessDenied, featureNotEnabled, fromPostgres, invalidRequest, routeNotFound, StorageError } from "./errors.mjs";
+import { accessDenied, databaseTimeout, featureNotEnabled, fromPostgres, invalidRequest, routeNotFound, StorageError } from "./errors.mjs";
 import { FileStore } from "./files.mjs";
 import { list, listV2 } from "./list.mjs";
 import * as objects from "./objects.mjs";
@@ -21,7 +21,10 @@ import * as uploads from "./upload.mjs";
  * @typedef {"key" | "open"} Access `key`: needs a valid key or token; `open`: judges for itself, without one too
  */
 
-/** In the order of precedence. The operations are what `storage.operation()` says to a policy. @type {[string, string, string, Access, Handler][]} */
+/**
+ * Methods, path, operation, access, handler, in the order of precedence. `storage.operation()` tells a policy the operation.
+ * @type {[string, string, string, Access, Handler][]}
+ */
 const ROUTES = [
   ["GET", "/bucket", "storage.bucket.list", "key", buckets.listBuckets],
   ["POST", "/bucket", "storage.bucket.create", "key", buckets.createBucket],
@@ -84,7 +87,8 @@ export class Storage {
       return answer instanceof Response ? answer : json(200, answer);
     } catch (error) {
       if (error instanceof StorageError) return error.response;
-      if (/** @type {any} */ (error).name !== "PostgresError" || isConnectionError(error)) throw error;
+      if (isConnectionError(error)) return databaseTimeout().response;
+      if (/** @type {any} */ (error).name !== "PostgresError") throw error;
       return fromPostgres(/** @type {any} */ (error)).response;
     }
   }

@@ -2,7 +2,7 @@
 
 import { insertObject, upsertObject } from "./database.mjs";
 import { entityTooLarge, invalidRequest } from "./errors.mjs";
-import { checkBucketName, checkKey, checkMimeType, isEmptyFolder } from "./limits.mjs";
+import { checkBucketName, checkKey, checkMimeType, checkRobotsTag, isEmptyFolder } from "./limits.mjs";
 import { verifySigned } from "./sign.mjs";
 
 /**
@@ -36,16 +36,18 @@ export async function uploadSigned(call) {
 async function save({ request, bucket, name, scope, db, files, sizeLimit }, { owner, upsert }) {
   checkBucketName(bucket);
   const { file_size_limit, allowed_mime_types } = await db.bucket(bucket);
-  const most = isEmptyFolder(name) ? 0 : Math.min(sizeLimit, file_size_limit === null ? Infinity : Number(file_size_limit));
+  const most = isEmptyFolder(name) ? 0 : Math.min(sizeLimit, Number(file_size_limit ?? Infinity));
   const checkType = (/** @type {string} */ type) => {
     if (allowed_mime_types?.length && !isEmptyFolder(name)) checkMimeType(type, allowed_mime_types);
   };
+  const xRobotsTag = request.headers.get("x-robots-tag") ?? undefined;
+  if (xRobotsTag !== undefined) checkRobotsTag(xRobotsTag);
   const { bytes, mimetype, cacheControl, userMetadata } = await readUpload(request, most, checkType);
   checkKey(name);
   await testUpload(db, scope, { bucket, name, owner, metadata: { mimetype, contentLength: bytes.byteLength }, userMetadata }, upsert);
 
   const { version, eTag, size, lastModified } = await files.write(bytes);
-  const metadata = { eTag, size, mimetype, cacheControl, lastModified, contentLength: size, httpStatusCode: 200 };
+  const metadata = { eTag, size, mimetype, cacheControl, lastModified, contentLength: size, httpStatusCode: 200, xRobotsTag };
   const object = { bucket, name, version, owner, metadata, userMetadata: { .../** @type {any} */ (userMetadata) } };
   return store(db, files, scope, object);
 }
@@ -59,14 +61,17 @@ export function testUpload(db, scope, object, upsert) {
 }
 
 /**
- * Points the row at the new version and removes the file of the one before. A file whose row could not be written is removed too.
- * @param {Call["db"]} db @param {Call["files"]} files @param {Call["scope"]} scope @param {import("./database.mjs").NewObject} object
+ * Points the row at the new version and removes the file of the one before. A file whose row could not be written is
+ * removed too.
+ * @param {Call["db"]} db @param {Call["files"]} files @param {Call["scope"]} scope
+ * @param {import("./database.mjs").NewObject} object
  */
 export async function store(db, files, scope, object) {
   let stored;
   try {
     stored = await db.asService(scope, async (tx) => {
-      const [before] = await tx`select version from storage.objects where bucket_id = ${object.bucket} and name = ${object.name} for update`;
+      const [before] = await tx`
+        select version from storage.objects where bucket_id = ${object.bucket} and name = ${object.name} for update`;
       return { before, saved: await upsertObject(tx, object) };
     });
   } catch (error) {
@@ -88,17 +93,21 @@ async function readUpload(request, most, checkType) {
   checkType(type);
   if (Number(headers.get("content-length")) > most) throw entityTooLarge();
   return {
-    bytes: await readBytes(request.body, most),
+    bytes: await readBytes(request, most),
     mimetype: type,
     cacheControl: headers.get("cache-control") ?? "no-cache",
     userMetadata: decodeMetadata(headers.get("x-metadata")),
   };
 }
 
-/** @param {Request} request @param {string} type @param {number} most @param {(type: string) => void} checkType @returns {Promise<Upload>} */
+/**
+ * @param {Request} request @param {string} type @param {number} most @param {(type: string) => void} checkType
+ * @returns {Promise<Upload>}
+ */
 async function readForm(request, type, most, checkType) {
-  const body = await readBytes(request.body, most + FORM_OVERHEAD);
-  const form = await new Response(/** @type {BodyInit} */ (body), { headers: { "content-type": type } }).formData().catch(() => new FormData());
+  const body = await readBytes(request, most + FORM_OVERHEAD);
+  const response = new Response(/** @type {BodyInit} */ (body), { headers: { "content-type": type } });
+  const form = await response.formData().catch(() => new FormData());
   const file = [...form.values()].find((value) => value instanceof Blob);
   if (!(file instanceof Blob)) throw invalidRequest("No content provided");
   const field = (/** @type {string} */ name) => {
@@ -120,11 +129,11 @@ async function readForm(request, type, most, checkType) {
 }
 
 /**
- * At most so many bytes; the rest of a longer body is read and thrown away while the refusal is answered, as the connection would break
- * otherwise before the client reads it.
- * @param {ReadableStream<Uint8Array> | null} body @param {number} most
+ * At most `most` bytes. The rest of a longer body is read and discarded while the refusal is answered: the connection
+ * would break otherwise before the client reads it. A body that was cut off by a broken connection is no upload.
+ * @param {Request} request @param {number} most
  */
-async function readBytes(body, most) {
+async function readBytes({ body, headers, signal }, most) {
   if (!body) return new Uint8Array();
   const reader = body.getReader();
   /** @type {Uint8Array[]} */
@@ -138,6 +147,9 @@ async function readBytes(body, most) {
     }
     chunks.push(next.value);
   }
+  const declared = headers.get("content-length");
+  const isCutOff = declared === null ? signal.aborted : size < Number(declared);
+  if (isCutOff) throw invalidRequest("Request stream closed before upload could complete");
   return chunks.length === 1 ? chunks[0] : Buffer.concat(chunks, size);
 }
 

@@ -136,6 +136,17 @@ describe("uploads and downloads", () => {
     assert.equal((await fetch(posters.getPublicUrl("page.html").data.publicUrl)).headers.get("content-type"), "text/plain");
   });
 
+  test("a rule for crawlers is kept and served, and another text is refused", async () => {
+    const upload = (/** @type {string} */ tag) => raw("/object/posters/robots", { method: "PUT", body: "x", headers: { "x-robots-tag": tag } });
+    for (const tag of ["noindex, nofollow", "googlebot: noindex", "max-snippet: 5, max-image-preview: large", "unavailable_after: Mon, 25 Jun 2030 15:00:00 GMT, noindex"]) {
+      assert.equal((await upload(tag)).status, 200, tag);
+      assert.equal((await raw("/object/posters/robots")).headers.get("x-robots-tag"), tag);
+    }
+    for (const tag of ["sometimes", "noindex,,nofollow", "max-snippet: much"]) {
+      assert.equal((await (await upload(tag)).json()).error, "invalid_x_robots_tag", tag);
+    }
+  });
+
   test("a second upload of a name is a duplicate, an update or upsert replaces it and leaves no file behind", async () => {
     const box = await bucket("replaced");
     assert.ifError((await box.upload("a.txt", text("1"))).error);
@@ -599,14 +610,17 @@ test("what is not offered says so by name, and no route is a 404", async () => {
   await refuses(await raw("/nothing"), 404, { statusCode: "404", error: "Not Found", message: "Route GET:/nothing not found", code: "InvalidRequest" });
 });
 
-test("an upload whose connection breaks leaves neither a row nor a file", async () => {
+test("an upload whose connection breaks in the middle leaves neither a row nor a file", async () => {
   const box = await bucket("broken");
-  const socket = connect(Number(new URL(server.api_url).port), "127.0.0.1");
-  await new Promise((resolve) => socket.write([
-    "POST /storage/v1/object/broken/half HTTP/1.1", "host: x", `authorization: Bearer ${server.secret_key}`, "content-type: text/plain",
-    "content-length: 1000", "", "half",
-  ].join("\r\n"), resolve));
-  socket.destroy();
-  assert.ifError((await box.upload("whole", text("x"))).error);
+  for (let i = 0; i < 10; i++) {
+    const [length, half] = i % 2 ? ["content-length: 1000", "half"] : ["transfer-encoding: chunked", "4\r\nhalf\r\n"];
+    const socket = connect(Number(new URL(server.api_url).port), "127.0.0.1");
+    await new Promise((resolve) => socket.write([
+      `POST /storage/v1/object/broken/half${i} HTTP/1.1`, "host: x", `authorization: Bearer ${server.secret_key}`,
+      "content-type: text/plain", length, "", half,
+    ].join("\r\n"), resolve));
+    socket.destroy();
+    assert.ifError((await box.upload("whole", text("x"), { upsert: true })).error);
+  }
   assert.deepEqual((await box.list()).data?.map(({ name }) => name), ["whole"]);
 });
