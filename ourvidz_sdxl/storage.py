@@ -18,6 +18,7 @@ DOWNLOAD_PATIENCE_SECONDS = 5.0  # of retries: a reference that does not come mu
 # Statuses by which Storage refuses this object and no other: bad request (a name that it cannot hold, for one), not acceptable,
 # gone, too large, a wrong type, unprocessable. 401, 403 and a bucket's 404 are the operator's to mend instead.
 OBJECT_REFUSED = {"400", "406", "410", "413", "415", "422"}
+MAX_REMOVED_OBJECTS = 1000  # a request; Storage refuses more (src/storage/limits.ts of storage-api)
 
 
 def bucket_of(job: Job) -> str:
@@ -48,10 +49,12 @@ class Storage:
             raise kind(f"{bucket}: {type(error).__name__}: {error}") from None
 
     def remove(self, bucket: str, paths: list[str]) -> None:
-        """Paths that are not there do not matter. Raises UploadFailed as `upload` does."""
+        """Removes objects, in batches of MAX_REMOVED_OBJECTS; missing ones are ignored. Raises UploadFailed as `upload` does."""
         bucket_api = self._client.storage.from_(bucket)
         try:
-            patiently(lambda: bucket_api.remove(paths), seconds=self._patience_seconds, name="remove")
+            for start in range(0, len(paths), MAX_REMOVED_OBJECTS):
+                batch = paths[start : start + MAX_REMOVED_OBJECTS]
+                patiently(lambda batch=batch: bucket_api.remove(batch), seconds=self._patience_seconds, name="remove")
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 

@@ -1,12 +1,11 @@
-// REST, Auth and Storage: @supabase/lite on our database. What lite would do differently from Supabase is set right here where it can be
-// done from inside; what is wrong in its answers is set right in auth.mjs and storage.mjs.
+// REST and Auth: @supabase/lite on our database. What lite would do differently from Supabase is set right here where it can be
+// done from inside; what is wrong in its answers is set right in auth.mjs.
 
 import { App } from "@supabase/lite";
 import { createPostgresConnection } from "@supabase/lite/postgres";
 import { sql } from "kysely";
 import { AWAY, json } from "./answers.mjs";
 import { isConnectionError, Pool } from "./database.mjs";
-import { FileStore } from "./files.mjs";
 
 const POOL = 40; // of PostgreSQL's 100: requests that wait for a row lock hold one each
 
@@ -50,9 +49,9 @@ function isoTime(text) {
 }
 
 /**
- * @param {{ url: string, filesDir: string, config: import("./config.mjs").Config, timeouts: Map<string, string> }} options
+ * @param {{ url: string, config: import("./config.mjs").Config, timeouts: Map<string, string> }} options
  */
-export async function createApi({ url, filesDir, config, timeouts }) {
+export async function createApi({ url, config, timeouts }) {
   const connection = /** @type {any} */ (createPostgresConnection({ url }));
   const pool = new Pool(url, { max: POOL, name: "api", types: TYPES });
   connection.driver.reserve = away(async () => {
@@ -61,7 +60,6 @@ export async function createApi({ url, filesDir, config, timeouts }) {
   });
   correct(connection, timeouts);
   const app = new App({ ...config.lite, connection });
-  app._storageAdapter = new FileStore(filesDir);
   await app.init();
   await connection.introspect({ useCache: true }); // so that the first request does not wait for it
   return {

@@ -1,12 +1,12 @@
 // Makes a plain PostgreSQL look like a Supabase database before any migration runs: all of it in one transaction, or nothing.
 
 import { readFile } from "node:fs/promises";
-import { getAuthSchemaSql, getStorageSchemaSql } from "@supabase/lite";
+import { getAuthSchemaSql } from "@supabase/lite";
 import { Failure } from "./failure.mjs";
 import { PASSWORD } from "./postgres.mjs";
 
 /** Goes up when a file in sql/ changes, since a data directory is not rebuilt. */
-const VERSION = 2;
+const VERSION = 3;
 
 /** @param {string} name */
 const file = (name) => readFile(new URL(`./sql/${name}.sql`, import.meta.url), "utf8");
@@ -21,8 +21,8 @@ export async function bootstrap(sql) {
     }
   } else {
     const parts = [
-      await file("1_roles"), getAuthSchemaSql(), await file("2_auth"), getStorageSchemaSql(), await file("3_storage"),
-      await file("4_realtime"), await file("5_local"), await file("6_net"),
+      await file("1_roles"), getAuthSchemaSql(), await file("2_auth"), await file("3_storage"), await file("4_realtime"),
+      await file("5_local"), await file("6_net"),
     ];
     await sql.begin(async (tx) => {
       for (const part of parts) await tx.unsafe(part);

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse } from "smol-toml";
 import { Failure } from "./failure.mjs";
+import { parseConfiguredSize } from "./storage/limits.mjs";
 
 /**
  * @typedef {object} Config
@@ -12,6 +13,7 @@ import { Failure } from "./failure.mjs";
  * @property {string} jwtSecret       signs the tokens of signed-in users
  * @property {string[]} seedPaths     relative to the supabase folder
  * @property {boolean} migrate
+ * @property {number} sizeLimit      bytes that one upload may have
  * @property {boolean} anonymousSignIns
  * @property {boolean} hasFunctions
  * @property {Record<string, { verifyJwt: boolean, enabled: boolean }>} functions  those of which something is said
@@ -41,6 +43,7 @@ export function readConfig(supabaseDir) {
     jwtSecret: auth.jwt_secret,
     seedPaths: seed.enabled === false ? [] : (seed.sql_paths ?? ["./seed.sql"]),
     migrate: file.db?.migrations?.enabled !== false,
+    sizeLimit: parseConfiguredSize(file.storage?.file_size_limit ?? "50MiB"),
     anonymousSignIns: auth.enable_anonymous_sign_ins === true,
     hasFunctions: file.edge_runtime?.enabled !== false,
     functions: Object.fromEntries(Object.entries(file.functions ?? {}).map(([name, said]) =>
@@ -60,7 +63,7 @@ export function readConfig(supabaseDir) {
         secret_key: auth.secret_key,
         email: { enable_signup: auth.email?.enabled !== false, enable_confirmations: auth.email?.enable_confirmations === true },
       },
-      storage: { enabled: true, file_size_limit: file.storage?.file_size_limit ?? "50MiB" },
+      storage: { enabled: false },
       studio: { enabled: false },
     },
   };

@@ -56,7 +56,7 @@ async function start(options, log, onKillable) {
     const realtime = new parts.Realtime({ sql, pool, url: postgres.url, keys, log });
     endings.push(() => realtime.stop());
     const [api] = await Promise.all([
-      parts.createApi({ url: postgres.url, filesDir: join(dataDir, "files"), config, timeouts: await parts.readTimeouts(sql) }),
+      parts.createApi({ url: postgres.url, config, timeouts: await parts.readTimeouts(sql) }),
       realtime.start(),
     ]);
     endings.push(() => api.close());
@@ -74,8 +74,10 @@ async function start(options, log, onKillable) {
     });
     endings.push(() => functions.stop());
 
+    const storagePool = new parts.Pool(postgres.url, { max: 16, name: "storage" });
+    endings.push(() => storagePool.end());
     const auth = new parts.Auth({ sql, pool, keys, lite: api.fetch, anonymousSignIns: config.anonymousSignIns });
-    const storage = new parts.Storage({ pool, keys, lite: api.fetch });
+    const storage = new parts.Storage({ sql, pool: storagePool, keys, filesDir: join(dataDir, "files"), sizeLimit: config.sizeLimit });
     const gateway = parts.createGateway({
       auth: (request, url) => auth.fetch(request, url),
       storage: (request, url) => storage.fetch(request, url),
@@ -109,14 +111,13 @@ async function start(options, log, onKillable) {
 /** Loaded only now, so that a missing package is told in a sentence and not by a stack. */
 async function load() {
   process.env.LITE_TELEMETRY = "0";
-  process.env.EXPERIMENTAL_STORAGE = "1";
   // @supabase/lite reports every refused statement on the console; the client is told the same, and standard output is the ready line's.
   for (const name of /** @type {const} */ (["log", "info", "warn", "error", "debug"])) console[name] = () => {};
   return {
     ...(await import("./config.mjs")), ...(await import("./lock.mjs")), ...(await import("./ports.mjs")),
     ...(await import("./postgres.mjs")), ...(await import("./database.mjs")), ...(await import("./bootstrap.mjs")),
     ...(await import("./migrations.mjs")), ...(await import("./keys.mjs")), ...(await import("./api.mjs")),
-    ...(await import("./auth.mjs")), ...(await import("./storage.mjs")), ...(await import("./realtime/server.mjs")),
+    ...(await import("./auth.mjs")), ...(await import("./storage/server.mjs")), ...(await import("./realtime/server.mjs")),
     ...(await import("./net.mjs")), ...(await import("./functions.mjs")), ...(await import("./gateway.mjs")),
   };
 }

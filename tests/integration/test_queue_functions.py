@@ -753,6 +753,7 @@ class TestTheSweepForOrphans:
 
     @pytest.fixture(autouse=True)
     def _empty_buckets(self, db: Database) -> None:
+        db.execute("set storage.allow_delete_query = 'true'")
         db.execute("delete from storage.objects where bucket_id in ('sdxl_image_fast', 'sdxl_image_high')")
         self.begin_anew(db)
 

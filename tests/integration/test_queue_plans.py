@@ -109,6 +109,7 @@ def filled(supabase: EmbeddedSupabase) -> Iterator[Filled]:
 
         def empty() -> None:
             admin.execute("truncate public.jobs cascade")
+            admin.execute("set storage.allow_delete_query = 'true'")
             admin.execute("delete from storage.objects where bucket_id in ('sdxl_image_fast', 'sdxl_image_high')")
             admin.execute("delete from auth.users where email like '%%@plans.example'")
 

@@ -171,7 +171,7 @@ begin
     else jsonb_build_object('old_record', v_old) end;
 end $$;
 
--- @supabase/lite's Auth and Storage write JSON through this driver as a string that holds JSON. It is made JSON again before it is stored.
+-- @supabase/lite's Auth writes JSON through this driver as a string that holds JSON. It is made JSON again before it is stored.
 create function _local.unwrap_json() returns trigger language plpgsql set search_path = '' as $$
 declare
   v_name text;
@@ -188,4 +188,3 @@ end $$;
 create trigger unwrap_json before insert or update on auth.users for each row
   execute function _local.unwrap_json('raw_app_meta_data', 'raw_user_meta_data');
 create trigger unwrap_json before insert or update on auth.identities for each row execute function _local.unwrap_json('identity_data');
-create trigger unwrap_json before insert or update on storage.objects for each row execute function _local.unwrap_json('metadata', 'user_metadata');

@@ -1,4 +1,4 @@
-// REST, Auth and Storage as supabase-js sees them.
+// REST and Auth as supabase-js sees them.
 
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
@@ -161,87 +161,5 @@ describe("rest", () => {
   test("a wrong key is refused, and no key", async () => {
     for (const path of ["/rest/v1/open_by_default", "/auth/v1/user"]) assert.equal((await fetch(server.api_url + path)).status, 401);
     assert.equal((await client(server, "sb_publishable_wrong").from("open_by_default").select()).status, 401);
-  });
-});
-
-describe("storage", () => {
-  const png = new Uint8Array([137, 80, 78, 71, 1, 2, 3]);
-
-  test("upload, download, list, sign, remove", async () => {
-    const papers = ann.supabase.storage.from("papers");
-    const path = `${ann.id}/a b/ü.png`;
-    const uploaded = await papers.upload(path, png, { contentType: "image/png", cacheControl: "60" });
-    assert.ifError(uploaded.error);
-    assert.equal(uploaded.data?.path, path);
-    const blob = await papers.upload(`${ann.id}/blob.txt`, new Blob(["hello"], { type: "text/plain" })); // as a browser does it
-    assert.ifError(blob.error);
-
-    const { data, error } = await papers.download(path);
-    assert.ifError(error);
-    assert.equal(data?.type, "image/png");
-    assert.deepEqual(new Uint8Array(await /** @type {Blob} */ (data).arrayBuffer()), png);
-
-    const top = await papers.list(ann.id);
-    assert.deepEqual(top.data?.map(({ name, id }) => [name, id === null]), [["a b", true], ["blob.txt", false]]);
-    assert.deepEqual(top.data?.[1].metadata?.mimetype, "text/plain");
-    assert.deepEqual((await papers.list(`${ann.id}/a b`)).data?.map(({ name }) => name), ["ü.png"]);
-    assert.deepEqual((await bob.supabase.storage.from("papers").list(ann.id)).data, []);
-
-    const signed = await papers.createSignedUrl(path, 60, { download: "picture.png" });
-    assert.ifError(signed.error);
-    const response = await fetch(String(signed.data?.signedUrl));
-    assert.equal(response.status, 200);
-    assert.equal(response.headers.get("content-type"), "image/png");
-    assert.match(String(response.headers.get("content-disposition")), /picture\.png/);
-    assert.deepEqual(new Uint8Array(await response.arrayBuffer()), png);
-    assert.equal((await fetch(`${signed.data?.signedUrl}x`.replace("token=", "token=x"))).status, 400);
-
-    const many = await papers.createSignedUrls([path, `${ann.id}/none.png`], 60);
-    assert.ifError(many.error);
-    assert.equal((await fetch(String(many.data?.[0].signedUrl))).status, 200);
-    assert.ok(many.data?.[1].error);
-
-    const gone = await papers.remove([path]);
-    assert.equal(gone.data?.length, 1);
-    assert.ok((await papers.download(path)).error);
-  });
-
-  test("a place to upload to can be signed away", async () => {
-    const papers = ann.supabase.storage.from("papers");
-    const { data, error } = await papers.createSignedUploadUrl(`${ann.id}/later.txt`);
-    assert.ifError(error);
-    const file = new Blob(["x"], { type: "text/plain" });
-    const put = await client(server).storage.from("papers").uploadToSignedUrl(String(data?.path), String(data?.token), file);
-    assert.ifError(put.error);
-    assert.equal(await (await papers.download(`${ann.id}/later.txt`)).data?.text(), "x");
-  });
-
-  test("row security, kinds, sizes and names are kept", async () => {
-    const papers = ann.supabase.storage.from("papers");
-    const code = (/** @type {any} */ { error }) => error?.statusCode;
-    assert.ifError((await papers.upload(`${ann.id}/once.png`, png, { contentType: "image/png" })).error);
-    assert.equal(code(await papers.upload(`${ann.id}/once.png`, png, { contentType: "image/png" })), "409");
-    assert.ifError((await papers.upload(`${ann.id}/once.png`, png, { contentType: "image/png", upsert: true })).error);
-    assert.equal(code(await papers.upload(`${ann.id}/x.gif`, png, { contentType: "image/gif" })), "415");
-    assert.equal(code(await papers.upload(`${ann.id}/big.png`, new Uint8Array(1001), { contentType: "image/png" })), "413");
-    assert.equal(code(await papers.upload(`${ann.id}/big.txt`, new Blob(["x".repeat(1001)], { type: "text/plain" }))), "413");
-    assert.equal(code(await papers.upload(`${bob.id}/x.png`, png, { contentType: "image/png" })), "403");
-    assert.ok((await bob.supabase.storage.from("papers").download(`${ann.id}/once.png`)).error);
-    assert.ok((await bob.supabase.storage.from("papers").createSignedUrl(`${ann.id}/once.png`, 60)).error);
-    assert.deepEqual((await bob.supabase.storage.from("papers").remove([`${ann.id}/once.png`])).data, []);
-    assert.ok((await papers.exists(`${ann.id}/once.png`)).data);
-    assert.ok((await client(server).storage.from("papers").download(`${ann.id}/once.png`)).error);
-    assert.equal((await fetch(papers.getPublicUrl(`${ann.id}/once.png`).data.publicUrl)).status, 400); // the bucket is private
-    assert.ifError((await service.storage.from("papers").download(`${ann.id}/once.png`)).error);
-    assert.ifError((await service.storage.from("papers").move(`${ann.id}/once.png`, `${ann.id}/moved.png`)).error);
-    assert.ifError((await service.storage.from("papers").copy(`${ann.id}/moved.png`, `${ann.id}/copied.png`)).error);
-    assert.deepEqual(new Uint8Array(await /** @type {Blob} */ ((await papers.download(`${ann.id}/copied.png`)).data).arrayBuffer()), png);
-  });
-
-  test("a public bucket is open to everybody's eyes and nobody's hands", async () => {
-    assert.ifError((await service.storage.from("posters").upload("one.txt", new Blob(["hi"], { type: "text/plain" }))).error);
-    const { publicUrl } = client(server).storage.from("posters").getPublicUrl("one.txt").data;
-    assert.equal(await (await fetch(publicUrl)).text(), "hi");
-    assert.ok((await ann.supabase.storage.from("posters").upload("two.txt", new Blob(["x"]))).error);
   });
 });

@@ -123,7 +123,17 @@ async def storage(anyone: AsyncClient, service: AsyncClient, user_id: str) -> No
         many = await papers.create_signed_urls([path], 60)
         assert (await http.get(many[0]["signedURL"])).content == b"\x89PNG2"
     assert [entry["name"] for entry in await papers.list(f"{user_id}/job")] == ["1-0.png"]
-    assert len(await papers.remove([path])) == 1
+    copied, moved = f"{user_id}/a (1) + b's.png", f"{user_id}/moved.png"
+    assert (await papers.copy(path, copied))["Key"] == f"papers/{copied}"
+    assert (await papers.info(copied))["size"] == 5
+    await papers.move(copied, moved)
+    assert [await papers.exists(one) for one in (copied, moved)] == [False, True]
+    place = await anyone.storage.from_("papers").create_signed_upload_url(copied)
+    await anyone.storage.from_("papers").upload_to_signed_url(copied, place["token"], b"hi", {"content-type": "text/plain"})
+    assert await papers.download(copied) == b"hi"
+    refusal = await refused(StorageApiError, papers.upload(f"{user_id}/ü.png", b"x", {"content-type": "image/png"}))
+    assert (refusal.code, str(refusal.status)) == ("InvalidKey", "400"), vars(refusal)
+    assert len(await papers.remove([path, copied, moved])) == 3
 
 
 async def main(api_url: str, publishable_key: str, secret_key: str, db_url: str) -> None:
