@@ -36,7 +36,7 @@ class I2IMode(StrEnum):
 class Plan:
     """`denoise` is the share of the schedule that runs: 1 paints from noise, 0 returns the reference itself.
 
-    `steps` is the length of the whole schedule; `painted_steps` of them run: floor(steps * denoise), computed exactly. `seeds[i]` belongs to image i.
+    `steps` is the length of the whole schedule; `painted_steps` of them run. `seeds[i]` belongs to image i.
     `guidance_interval` is the part of the schedule that is guided, in shares of `steps`. `few_step_lora` names the LoRA whose UNet
     paints, with timesteps as it was trained for (`schedulers.few_step_scheduler`); None is the checkpoint's own UNet.
     """

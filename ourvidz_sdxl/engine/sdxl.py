@@ -83,8 +83,10 @@ class SdxlEngine:
         if plan.mode is not I2IMode.NONE:
             if reference is None or reference.size != (plan.width, plan.height):
                 raise ValueError("image-to-image needs a reference of the plan's size")
-            if plan.denoise == 0:
+            if plan.painted_steps == 0:
                 return [reference.copy() for _ in plan.seeds]
+            if plan.painted_steps == plan.steps:
+                reference = None  # noise alone: a reference under all of a schedule's noise would still show through
         self._images = plan.batch_size
         try:
             return named_faults(self._paint_frugally if frugal else self._paint, plan, reference, on_step)
@@ -141,7 +143,8 @@ class SdxlEngine:
             self._so_far = SoFar(
                 before=after if before is None else before, after=after, sigma_before=sigma_before, sigma_after=sigma_after
             )
-            on_step(step + 1, plan.painted_steps)
+            skipped = (plan.steps - plan.painted_steps) * pipeline.scheduler.order
+            on_step(step + 1, len(pipeline.scheduler.timesteps) - skipped)
             return tensors
 
         arguments: dict[str, Any] = {
@@ -159,7 +162,8 @@ class SdxlEngine:
             arguments |= {"width": plan.width, "height": plan.height}
         else:
             kind = StableDiffusionXLImg2ImgPipeline
-            arguments |= {"image": self._encode(reference), "strength": plan.denoise}
+            # diffusers paints int(steps * strength) steps: half a step more keeps that clear of the rounding of binary fractions
+            arguments |= {"image": self._encode(reference), "strength": (plan.painted_steps + 0.5) / plan.steps}
         pipeline = self._pipeline(kind, plan.scheduler, few_step=plan.few_step_lora is not None)
         with guided_only(pipeline.unet, plan, calls_a_step=pipeline.scheduler.order):
             return pipeline(**arguments).images
