@@ -43,10 +43,10 @@ TRAINING = (
     "rescale_betas_zero_snr",
 )
 
-# "Trailing" timesteps begin at the last training timestep, where the noise is that of the first latents. "Leading" ones, SDXL's own,
-# begin at 1000 - 1000 / steps, at a noise level far below it in few steps: with 1 step at timestep 1, which leaves noise as it is.
-# Models that are made for few steps are distilled on trailing ones (SDXL-Turbo's and SDXL-Lightning's model cards); Lin et al. 2024,
-# "Common Diffusion Noise Schedules and Sample Steps Are Flawed", section 3.3, show it for all.
+# "Trailing" timesteps begin at the last training timestep, where the noise is that of the first latents. "Leading" ones, SDXL's
+# own, begin at 1000 - 1000 / steps + 1, in few steps far below that noise level: one step is at timestep 1, which leaves noise as
+# it is. Models for few steps are distilled on trailing timesteps (SDXL-Turbo's and SDXL-Lightning's model cards), and for others
+# they are the sounder choice (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps Are Flawed", section 3.3).
 TRAILING = {"timestep_spacing": "trailing"}
 TRAILING_BELOW_STEPS = 5
 
