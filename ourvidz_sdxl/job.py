@@ -36,6 +36,9 @@ class Scheduler(StrEnum):
     LCM = "lcm"
 
 
+LCM_MAX_STEPS = 50  # latent consistency models are distilled on 50 timesteps: LCMScheduler's original_inference_steps
+
+
 class Fit(StrEnum):
     """How a reference of another aspect meets the requested size: cut what overhangs, or show all of it on white."""
 
@@ -97,6 +100,8 @@ class Job(BaseModel):
                 message = "This job cannot be painted: exact_copy_mode needs a reference"
             elif not job.exact_copy_mode and not job.prompt.strip():
                 message = "This job cannot be painted: prompt is required"
+            elif job.scheduler is Scheduler.LCM and (job.steps or 0) > LCM_MAX_STEPS:
+                message = f"This job cannot be painted: steps is at most {LCM_MAX_STEPS} with lcm"
             else:
                 return job
         raise JobInvalid(user_message=message)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ourvidz_sdxl.job import Job, JobType, Scheduler
+from ourvidz_sdxl.job import LCM_MAX_STEPS, Job, JobType, Scheduler
 from ourvidz_sdxl.prompts import join_negative
 
-# Steps and guidance where a job names none; the OurVidz platform's values.
+# Steps and guidance where neither the job nor the operator names any; the OurVidz platform's values.
 STEPS = {JobType.FAST: 15, JobType.HIGH: 25}
 GUIDANCE_SCALE = {JobType.FAST: 6.0, JobType.HIGH: 7.5}
 
@@ -18,6 +19,9 @@ COPY_MAX_DENOISE = 0.05
 NO_GUIDANCE = 1.0  # the scale at which the conditional prediction is the guided one
 
 MAX_SCHEDULE_STEPS = 1000  # SDXL's schedulers know 1000 training timesteps
+# Denoise strengths are counted in millionths. In binary, 1.0 - 0.8 is 0.19999999999999996 and a 32-bit 0.8 is off by 1e-8.
+DENOISE_DIGITS = 6
+WHOLE_SCHEDULE = 10**DENOISE_DIGITS
 
 
 class I2IMode(StrEnum):
@@ -56,7 +60,7 @@ class Plan:
 
     @property
     def painted_steps(self) -> int:
-        return min(int(self.steps * self.denoise), self.steps)
+        return painted_steps(self.steps, self.denoise)
 
     @property
     def guided_steps(self) -> range:
@@ -86,17 +90,22 @@ def i2i_mode(job: Job) -> I2IMode:
     return I2IMode.COPY if job.exact_copy_mode else I2IMode.MODIFY
 
 
-def schedule_steps(steps: int, denoise: float) -> int:
-    """The shortest schedule of at least `steps` in which `denoise` comes to one step or more.
+def painted_steps(steps: int, denoise: float) -> int:
+    """floor(steps * denoise), where `denoise` is the decimal fraction of six places that is nearest to it: 25 * 0.2 is 5.
 
-    diffusers runs int(steps * denoise) steps, which is 0 for 15 steps at 0.05; a longer schedule keeps the noise level that was
-    asked for, where rounding the strength up would change the picture.
+    diffusers computes int(steps * strength) in binary fractions, which is 4 for 25 * (1.0 - 0.8).
     """
-    if denoise == 0:
-        return steps
-    while int(steps * denoise) < 1 and steps < MAX_SCHEDULE_STEPS:
-        steps += 1
-    return steps
+    return steps * round(denoise * WHOLE_SCHEDULE) // WHOLE_SCHEDULE
+
+
+def schedule_steps(steps: int, denoise: float) -> int:
+    """The shortest schedule of at least `steps` in which `denoise` comes to one painted step or more.
+
+    15 steps at 0.05 would paint none; a longer schedule keeps the noise level that was asked for, where rounding the strength up
+    would change the picture.
+    """
+    share = round(denoise * WHOLE_SCHEDULE)
+    return max(steps, min(MAX_SCHEDULE_STEPS, math.ceil(WHOLE_SCHEDULE / share))) if share else steps
 
 
 def size_like(reference_size: tuple[int, int], native_size: int) -> tuple[int, int]:
@@ -121,6 +130,8 @@ def make_plan(
     enhanced_prompt: str | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     few_step: FewStep | None = None,
+    default_steps: int | None = None,
+    default_guidance_scale: float | None = None,
 ) -> Plan:
     """What the engine is told.
 
@@ -128,10 +139,15 @@ def make_plan(
     `reference_size` is (width, height) of the reference that was loaded; without one the job is painted from its text.
     `few_step` is for fast jobs that name no steps, guidance scale or scheduler of their own and leave it a step to paint, which a
     copy does not: such a LoRA knows only the noise levels of its own steps, and a copy is one unguided step anyway.
+    `default_steps` and `default_guidance_scale` are the operator's, for other jobs that name none; without, the job type's hold.
     """
     mode = i2i_mode(job) if reference_size else I2IMode.NONE
-    steps = job.steps or STEPS[job.job_type]
-    guidance_scale = GUIDANCE_SCALE[job.job_type] if job.guidance_scale is None else job.guidance_scale
+    steps = job.steps or default_steps or STEPS[job.job_type]
+    if job.scheduler is Scheduler.LCM:
+        steps = min(steps, LCM_MAX_STEPS)
+    guidance_scale = GUIDANCE_SCALE[job.job_type] if default_guidance_scale is None else default_guidance_scale
+    if job.guidance_scale is not None:
+        guidance_scale = job.guidance_scale
     strength = job.reference_strength
     match mode:
         case I2IMode.NONE:
@@ -141,11 +157,12 @@ def make_plan(
         case I2IMode.COPY:
             denoise = COPY_MAX_DENOISE if strength is None else min(strength, COPY_MAX_DENOISE)
             guidance_scale = NO_GUIDANCE
-    if 0 < denoise < 1 / MAX_SCHEDULE_STEPS:
-        denoise = 1 / MAX_SCHEDULE_STEPS
+    denoise = round(denoise, DENOISE_DIGITS)
+    if denoise:
+        denoise = max(denoise, 1 / MAX_SCHEDULE_STEPS)
     scheduler = job.scheduler
     free = job.steps is None and job.guidance_scale is None and scheduler is None
-    if few_step and not (job.job_type is JobType.FAST and free and int(few_step.steps * denoise) >= 1):
+    if few_step and not (job.job_type is JobType.FAST and free and painted_steps(few_step.steps, denoise) >= 1):
         few_step = None
     if few_step:
         steps, guidance_scale, scheduler = few_step.steps, NO_GUIDANCE, Scheduler.EULER

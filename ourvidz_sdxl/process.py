@@ -41,7 +41,7 @@ from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.heartbeat import heartbeat
 from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.metrics import GENERATION_TIME, IMAGES, JOBS, QUALITY_EVENTS, VRAM_RESERVED, VRAM_USAGE, WARNINGS, Stage
-from ourvidz_sdxl.plan import FewStep, Plan, make_plan
+from ourvidz_sdxl.plan import NO_GUIDANCE, FewStep, I2IMode, Plan, make_plan
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
 from ourvidz_sdxl.reference import decode_reference, fit_reference
@@ -169,11 +169,13 @@ def prepare(job: Job, tools: Tools) -> Prepared:
             random_seed=tools.random_seed(),
             reference_size=reference.size if reference else None,
             guidance_interval=tools.settings.guidance_interval,
+            default_steps=tools.settings.default_steps,
+            default_guidance_scale=tools.settings.default_guidance,
             few_step=FewStep(lora=lora.stem, steps=tools.settings.fast_lora_steps) if lora else None,
         )
-    if plan.few_step_lora and job.negative_prompt.strip():
+    if plan.guidance_scale <= NO_GUIDANCE and plan.mode is not I2IMode.COPY and job.negative_prompt.strip():
         warnings.append(
-            {"code": "negative_prompt_unused", "message": "Painted in few steps, where a negative prompt has no effect."}
+            {"code": "negative_prompt_unused", "message": "Painted without guidance, where a negative prompt has no effect."}
         )
     if reference:
         with refused_input():

@@ -58,6 +58,8 @@ class Settings(BaseModel):
     prefetch_seconds: Annotated[float, Field(ge=0)] = 2
     step_timeout_seconds: Annotated[float, Field(ge=1)] = 120
 
+    default_steps: Annotated[int, Field(ge=1, le=100)] | None = None
+    default_guidance: Annotated[float, Field(ge=0, le=30)] | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     fast_lora_path: Path | None = None
     fast_lora_steps: Annotated[int, Field(ge=2, le=16)] = 8  # those for one step want another schedule or prediction

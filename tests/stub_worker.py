@@ -45,6 +45,9 @@ class StubEngine:
     def warm_up(self) -> bool:
         return False
 
+    def prove(self) -> None:
+        pass
+
     def encode_prompts(self, plan: Plan) -> None:
         pass
 

@@ -57,6 +57,12 @@ class Engine(Protocol):
         Never beside `paint`. Raises OutOfMemory or GpuUnusable.
         """
 
+    def prove(self) -> None:
+        """Paints a few tiny steps with every scheduler, encodes and decodes: are all values finite? Loading ends with it.
+
+        Never beside `paint`. Raises ModelInvalid that names the part at fault, OutOfMemory or GpuUnusable.
+        """
+
     def encode_prompts(self, plan: Plan) -> None:
         """Has the plan's prompts ready for `paint`, which encodes them itself where this was not called or found no memory.
 
@@ -112,7 +118,7 @@ def load_engine(
 ) -> Engine:
     """Loads the checkpoint onto the GPU, or the CPU where there is none. `few_step_lora` makes a second UNet, for plans of it.
 
-    Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model. Raises
+    The engine is proven (`Engine.prove`). Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model. Raises
     SettingsInvalid for fp8 where there is none.
     """
     head_start(model_path)

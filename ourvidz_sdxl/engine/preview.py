@@ -49,7 +49,7 @@ class Projection:
         by_patch = latents.view(len(latents), patches, side, patches, side)[:, :, inner, :, inner]
         inputs = _with_one(by_patch.permute(1, 3, 2, 4, 0).flatten(2, 3))  # [patches, patches, latents, 5]
         wanted = torch.from_numpy(colours).to(latents)[:, :, None].expand(-1, -1, inputs.shape[2], -1)
-        fitted = torch.linalg.lstsq(inputs.flatten(0, 2).double().cpu(), wanted.flatten(0, 2).double().cpu()).solution
+        fitted = torch.linalg.lstsq(inputs.flatten(0, 2).double().cpu().nan_to_num(), wanted.flatten(0, 2).double().cpu()).solution
         self._matrix = fitted.to(latents)
 
     def __call__(self, latents: Tensor) -> Image.Image:

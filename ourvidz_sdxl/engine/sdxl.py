@@ -26,9 +26,17 @@ from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.engine.load import Components, load_components
 from ourvidz_sdxl.engine.lora import with_lora
 from ourvidz_sdxl.engine.preview import Projection, SoFar
+from ourvidz_sdxl.engine.proof import (
+    PROOF_EDGE,
+    model_errors,
+    proof_picture,
+    proof_plans,
+    require_finite,
+    require_finite_weights,
+)
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.text import PromptEncoder
-from ourvidz_sdxl.errors import BlankImage, GpuUnusable, OutOfMemory
+from ourvidz_sdxl.errors import BlankImage, GpuUnusable, ModelInvalid, OutOfMemory
 from ourvidz_sdxl.job import Scheduler
 from ourvidz_sdxl.plan import I2IMode, Plan
 
@@ -53,6 +61,8 @@ class SdxlEngine:
         self.native_size: int = parts.unet.config.sample_size * self._latent_scale
         self._so_far: SoFar | None = None
         self._images = 0
+        self._proofs = count(1)
+        self._proof_edge = PROOF_EDGE
 
     @classmethod
     def load(cls, model_path: Path, few_step_lora: Path | None = None) -> SdxlEngine:
@@ -62,10 +72,35 @@ class SdxlEngine:
             parts = load_components(model_path, device=device)
             return cls(parts, device, with_lora(parts.unet, few_step_lora) if few_step_lora else None)
 
-        return named_faults(loaded)
+        with model_errors(model_path.name):
+            engine = named_faults(loaded)
+        engine.prove()
+        return engine
 
     def warm_up(self) -> bool:
         return False  # nothing of diffusers' gets faster by it
+
+    def prove(self) -> None:
+        with model_errors(self.model):
+            named_faults(self._prove)
+
+    @torch.inference_mode()
+    def _prove(self) -> None:
+        for part in ("text_encoder", "text_encoder_2", "vae"):
+            require_finite_weights(part, getattr(self._parts, part))
+        prompt = f"proof {next(self._proofs)}"  # another one each time: prompts that were encoded before come from a cache
+        require_finite("the text encoders", *self._text.encode(prompt, "").values())
+        latents = self._encode(proof_picture(self._proof_edge))
+        require_finite("the VAE's encoder", latents)
+        try:
+            self._decoded(latents)
+        except BlankImage as error:
+            raise ModelInvalid(f"the VAE's decoder gives no picture: {error}") from None
+        try:
+            for part, plan in proof_plans(self._proof_edge, "" if self._few_step_unet else None):
+                require_finite(part, self._denoise(replace(plan, prompt=prompt), None, lambda _done, _total: None))
+        finally:
+            self._so_far = None
 
     def encode_prompts(self, plan: Plan) -> None:
         @torch.inference_mode()
@@ -83,8 +118,10 @@ class SdxlEngine:
         if plan.mode is not I2IMode.NONE:
             if reference is None or reference.size != (plan.width, plan.height):
                 raise ValueError("image-to-image needs a reference of the plan's size")
-            if plan.denoise == 0:
+            if plan.painted_steps == 0:
                 return [reference.copy() for _ in plan.seeds]
+            if plan.painted_steps == plan.steps:
+                reference = None  # noise alone: a reference under all of a schedule's noise would still show through
         self._images = plan.batch_size
         try:
             return named_faults(self._paint_frugally if frugal else self._paint, plan, reference, on_step)
@@ -102,7 +139,10 @@ class SdxlEngine:
 
     @torch.inference_mode()
     def _paint(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
-        latents = self._denoise(plan, reference, on_step)
+        return self._decoded(self._denoise(plan, reference, on_step))
+
+    def _decoded(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Latents [batch, 4, h, w] -> images of 8 h x 8 w pixels. Raises BlankImage."""
         return [self._decode(one) for one in latents]
 
     def _paint_frugally(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
@@ -141,7 +181,8 @@ class SdxlEngine:
             self._so_far = SoFar(
                 before=after if before is None else before, after=after, sigma_before=sigma_before, sigma_after=sigma_after
             )
-            on_step(step + 1, plan.painted_steps)
+            skipped = (plan.steps - plan.painted_steps) * pipeline.scheduler.order
+            on_step(step + 1, len(pipeline.scheduler.timesteps) - skipped)
             return tensors
 
         arguments: dict[str, Any] = {
@@ -159,7 +200,8 @@ class SdxlEngine:
             arguments |= {"width": plan.width, "height": plan.height}
         else:
             kind = StableDiffusionXLImg2ImgPipeline
-            arguments |= {"image": self._encode(reference), "strength": plan.denoise}
+            # diffusers paints int(steps * strength) steps: half a step more keeps that clear of the rounding of binary fractions
+            arguments |= {"image": self._encode(reference), "strength": (plan.painted_steps + 0.5) / plan.steps}
         pipeline = self._pipeline(kind, plan.scheduler, few_step=plan.few_step_lora is not None)
         with guided_only(pipeline.unet, plan, calls_a_step=pipeline.scheduler.order):
             return pipeline(**arguments).images

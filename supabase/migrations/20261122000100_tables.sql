@@ -71,6 +71,7 @@ create table public.jobs (
   constraint height_is_a_multiple_of_64_from_128_to_2048 check (height % 64 = 0 and height between 128 and 2048),
   constraint width_times_height_is_at_most_2097152 check (width::bigint * height <= 2097152),
   constraint steps_is_from_1_to_100 check (steps between 1 and 100),
+  constraint steps_is_at_most_50_with_lcm check (scheduler <> 'lcm' or steps <= 50),
   constraint guidance_scale_is_from_0_to_30 check (guidance_scale between 0 and 30),
   constraint seed_is_from_0_to_2147483647 check (seed between 0 and 2147483647),
   constraint scheduler_is_known check (scheduler in
@@ -254,8 +255,8 @@ comment on column public.jobs.priority is 'Lower goes first; each priority is a 
 comment on column public.jobs.run_at is 'Not claimed before: later than created_at when an attempt is put off.';
 comment on column public.jobs.width is 'Pixels; absent means the model''s native size, or the reference''s aspect.';
 comment on column public.jobs.height is 'As width, with which it comes.';
-comment on column public.jobs.steps is 'Denoising steps; absent means 15 for sdxl_image_fast and 25 for sdxl_image_high.';
-comment on column public.jobs.guidance_scale is 'Classifier-free guidance; absent means 6.0 for fast and 7.5 for high.';
+comment on column public.jobs.steps is 'Denoising steps; absent means the worker''s DEFAULT_STEPS, else 15 for sdxl_image_fast and 25 for sdxl_image_high.';
+comment on column public.jobs.guidance_scale is 'Classifier-free guidance; absent means the worker''s DEFAULT_GUIDANCE, else 6.0 for fast and 7.5 for high.';
 comment on column public.jobs.seed is 'Seed of image 0; image i has seed + i. Absent means a random one, stored in job_images.';
 comment on column public.jobs.reference_strength is '0 ignores the reference, 1 keeps it: denoise strength is 1 - reference_strength.';
 comment on column public.jobs.reference_image_path is 'An object of your own: <user_id>/… in reference_images, or bucket/<user_id>/… .';

@@ -25,6 +25,7 @@ PAINTABLE = {"job_type": "sdxl_image_fast", "prompt": "a cat"}
         ({"width": 2048, "height": 2048}, "23514", "width_times_height_is_at_most_2097152"),
         ({"width": 1024}, "23514", "width_and_height_come_together"),
         ({"steps": 0}, "23514", "steps_is_from_1_to_100"),
+        ({"steps": 51, "scheduler": "lcm"}, "23514", "steps_is_at_most_50_with_lcm"),
         ({"guidance_scale": 31}, "23514", "guidance_scale_is_from_0_to_30"),
         ({"seed": -1}, "23514", "seed_is_from_0_to_2147483647"),
         ({"seed": 2**31}, "23514", "seed_is_from_0_to_2147483647"),
@@ -60,6 +61,8 @@ def test_refused(db: Database, user: User, columns: dict[str, Any], code: str, n
     [
         {"status": "queued", "seed": 0, "batch_size": 6, "steps": 1, "guidance_scale": 0},
         {"width": 1344, "height": 768, "output_format": "jpeg", "metadata": {"fit": "cover"}},
+        {"steps": 50, "scheduler": "lcm"},
+        {"scheduler": "lcm"},
         {"reference_image_url": "https://example.com/x.png", "reference_strength": 0},
         {"prompt": "", "exact_copy_mode": True, "reference_image_url": "https://example.com/x.png"},
     ],

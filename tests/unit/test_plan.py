@@ -1,5 +1,9 @@
 """The owner's rules as a table: what a job says, and what the GPU is told."""
 
+import math
+import struct
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 from uuid import uuid4
 
@@ -12,12 +16,14 @@ from ourvidz_sdxl.job import Job, JobType, Scheduler
 from ourvidz_sdxl.plan import FewStep, I2IMode, Plan, make_plan, size_like
 
 REFERENCE = {"reference_image_path": "u/x.png"}
+LCM_51 = {"scheduler": "lcm", "steps": 51}
 LORA = FewStep(lora="hyper-8", steps=8)
+OPTIONS = ("guidance_interval", "few_step", "default_steps", "default_guidance_scale")
 
 
 def plan_of(**columns: Any) -> Plan:
-    """`guidance_interval` and `few_step` are the operator's; all else is the job's."""
-    options = {name: columns.pop(name) for name in ("guidance_interval", "few_step") if name in columns}
+    """OPTIONS are the operator's; all else is the job's."""
+    options = {name: columns.pop(name) for name in OPTIONS if name in columns}
     job = Job(id=uuid4(), user_id=uuid4(), claims=1, **({"job_type": "sdxl_image_high", "prompt": "a cat"} | columns))
     reference_size = (1024, 1024) if job.has_reference else None
     return make_plan(job, native_size=1024, random_seed=7, reference_size=reference_size, **options)
@@ -61,6 +67,50 @@ def test_copy_denoises_at_most_a_twentieth_without_guidance_or_negative_prompt(s
 def test_fifteen_steps_at_a_twentieth_still_paint_one() -> None:
     plan = plan_of(**REFERENCE, exact_copy_mode=True, job_type="sdxl_image_fast")
     assert (plan.steps, plan.painted_steps) == (20, 1)
+
+
+@pytest.mark.parametrize(("steps", "strength", "painted"), [(25, 0.8, 5), (15, 0.8, 3), (100, 0.71, 29), (10, 0.9, 1)])
+def test_painted_steps_are_the_exact_product_rounded_down(steps: int, strength: float, painted: int) -> None:
+    assert plan_of(**REFERENCE, steps=steps, reference_strength=strength).painted_steps == painted
+
+
+def test_painted_steps_of_every_schedule_and_strength_equal_those_of_exact_fractions() -> None:
+    for steps in range(1, 101):
+        for hundredths in range(101):
+            exact = 1 - Fraction(hundredths, 100)
+            # as a double, as a client computes it, and as a 32-bit real widened to a double
+            single = struct.unpack("f", struct.pack("f", hundredths / 100))[0]
+            for strength in (hundredths / 100, 1 - (100 - hundredths) / 100, single):
+                plan = plan_of(**REFERENCE, steps=steps, reference_strength=strength)
+                length = steps if not exact else max(steps, math.ceil(1 / exact))
+                assert (plan.steps, plan.painted_steps) == (length, math.floor(length * exact)), (steps, strength)
+
+
+@given(steps=st.integers(1, 100), strength=st.decimals(0, "0.999", places=3))
+def test_painted_steps_are_exact_in_thousandths_too_and_at_least_one(steps: int, strength: Decimal) -> None:
+    plan = plan_of(**REFERENCE, steps=steps, reference_strength=float(strength))
+    assert plan.painted_steps == math.floor(plan.steps * (1 - Fraction(strength))) >= 1
+
+
+def test_a_reference_at_strength_0_is_painted_from_noise_and_at_1_not_at_all() -> None:
+    assert plan_of(**REFERENCE, reference_strength=0.0).painted_steps == plan_of().painted_steps == 25
+    assert plan_of(**REFERENCE, reference_strength=1.0).painted_steps == 0
+
+
+def test_the_operators_defaults_stand_above_the_job_types_and_below_the_job() -> None:
+    turbo = {"default_steps": 2, "default_guidance_scale": 0.0}
+    for job_type in JobType:
+        assert (plan_of(job_type=job_type, **turbo).steps, plan_of(job_type=job_type, **turbo).guidance_scale) == (2, 0)
+    asked = plan_of(steps=30, guidance_scale=5.0, **turbo)
+    assert (asked.steps, asked.guidance_scale) == (30, 5)
+    few = plan_of(job_type="sdxl_image_fast", few_step=LORA, **turbo)
+    assert (few.steps, few.guidance_scale) == (8, 1), "a few-step LoRA paints with its own"
+
+
+def test_lcm_is_painted_in_at_most_50_steps() -> None:
+    with pytest.raises(JobInvalid, match="at most 50 with lcm"):
+        Job.from_row({"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat"} | LCM_51)
+    assert plan_of(scheduler="lcm", default_steps=60).steps == 50
 
 
 @given(

@@ -91,6 +91,15 @@ def test_a_few_step_lora_has_2_to_16_steps_or_else_8() -> None:
             Settings.from_env(ENOUGH | {"FAST_LORA_STEPS": steps})
 
 
+def test_default_steps_and_guidance_are_within_a_jobs_bounds() -> None:
+    assert (Settings.from_env(ENOUGH).default_steps, Settings.from_env(ENOUGH).default_guidance) == (None, None)
+    turbo = Settings.from_env(ENOUGH | {"DEFAULT_STEPS": "1", "DEFAULT_GUIDANCE": "0"})
+    assert (turbo.default_steps, turbo.default_guidance) == (1, 0)
+    for wrong in ({"DEFAULT_STEPS": "0"}, {"DEFAULT_STEPS": "101"}, {"DEFAULT_GUIDANCE": "-1"}, {"DEFAULT_GUIDANCE": "nan"}):
+        with pytest.raises(SettingsInvalid, match=next(iter(wrong))):
+            Settings.from_env(ENOUGH | wrong)
+
+
 def test_every_setting_is_explained_to_the_operator() -> None:
     example = (Path(__file__).parents[2] / ".env.example").read_text()
     for name in Settings.model_fields:

@@ -32,6 +32,7 @@ from ourvidz_sdxl.engine.fast.vae import FastDecoder, FastEncoder
 from ourvidz_sdxl.engine.load import CLIP_CONTEXT, SDXL_BASE, Components, fingerprint_of, load_components
 from ourvidz_sdxl.engine.lora import with_lora
 from ourvidz_sdxl.engine.preview import SoFar
+from ourvidz_sdxl.engine.proof import model_errors
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.sdxl import SdxlEngine, named_faults
 from ourvidz_sdxl.errors import ModelInvalid
@@ -106,12 +107,15 @@ class FastEngine(SdxlEngine):
         limit = options.memory_limit_gb * 1e9
         self._graphs = Graphs(self._unets, encoder, decoder, beside=self._text.encoding, limit_bytes=limit)
         self._frugal = False
+        if device.type == "cuda":
+            self._proof_edge = self.native_size  # for that, kernels are compiled and graphs captured anyway
         self._schedulers: dict[tuple[str | None, Scheduler | None], Any] = {}
         self._unprepared = [*self._usual()]
 
     @classmethod
     def load(cls, model_path: Path, few_step_lora: Path | None = None, options: FastOptions = PLAIN) -> FastEngine:
-        return named_faults(cls._load, model_path, few_step_lora, options)
+        with model_errors(model_path.name):
+            return named_faults(cls._load, model_path, few_step_lora, options)
 
     @classmethod
     def _load(cls, model_path: Path, few_step_lora: Path | None, options: FastOptions) -> FastEngine:
@@ -132,7 +136,8 @@ class FastEngine(SdxlEngine):
             log.warning("kept_weights_of_no_use", file=file.name)
             engine, keep = load(None), True
         engine.warm_up()
-        if keep:
+        engine.prove()
+        if keep:  # what was proven
             threading.Thread(target=write, args=(slots(**engine._weights), file), name="keep", daemon=True).start()
         return engine
 
@@ -181,9 +186,11 @@ class FastEngine(SdxlEngine):
             self._graphs, self._frugal = kept, False
 
     def _painted(self, plan: Plan, reference: Image.Image | None, on_step: OnStep) -> list[Image.Image]:
-        latents = self._denoise(plan, reference, on_step)
+        return self._decoded(self._denoise(plan, reference, on_step))
+
+    def _decoded(self, latents: Tensor) -> list[Image.Image]:
         if self._frugal:
-            return [self._decode(one) for one in latents]
+            return super()._decoded(latents)
         decode = self._graphs.decode(*latents.shape[-2:])
         results = []
         for one in latents:

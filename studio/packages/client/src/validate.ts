@@ -116,6 +116,7 @@ const CHECKS = {
   height_is_a_multiple_of_64_from_128_to_2048: (height) => side(height),
   width_times_height_is_at_most_2097152: (width, { height }) => !(width * height > 2097152),
   steps_is_from_1_to_100: (steps) => whole(steps, 1, 100),
+  steps_is_at_most_50_with_lcm: (steps, { scheduler }) => scheduler !== 'lcm' || !(steps > 50),
   guidance_scale_is_from_0_to_30: (scale) => between(scale, 0, 30),
   seed_is_from_0_to_2147483647: (seed) => whole(seed, 0, 2147483647),
   scheduler_is_known: oneOf('euler', 'euler_a', 'dpmpp_2m', 'dpmpp_2m_karras', 'dpmpp_sde_karras', 'ddim', 'unipc', 'lcm'),

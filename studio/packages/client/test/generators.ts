@@ -67,7 +67,7 @@ export const params = (userId: string) => {
     batch_size: number(1, 3, 6),
     width: number(64, 128, 1024, 1344, 2048, 2147483646),
     height: number(64, 128, 1024, 1344, 2048, 2147483646),
-    steps: number(1, 100),
+    steps: number(1, 50, 100),
     guidance_scale: fc.oneof(number(0, 30), fc.constantFrom(-0, 7.5, 30.000001, 1e-7)),
     seed: number(0, 2147483647, 4294967296),
     scheduler: fc.constantFrom(
