@@ -97,7 +97,11 @@ class TestOneFile:
         noise = write_file(tmp_path / "noise.safetensors")
         velocity = write_file(tmp_path / "velocity.safetensors", "v_pred", "ztsnr")
         assert check_file(noise) == {}
-        assert check_file(velocity) == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        assert check_file(velocity) == {
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+        }
 
 
 class TestFolder:

@@ -26,6 +26,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ourvidz_sdxl.engine.configuration import differing
 from ourvidz_sdxl.engine.fast import kernels
 from ourvidz_sdxl.engine.fast.fp8 import Fp8FeedForward, Fp8Linear, scale_after_norm
 
@@ -47,12 +48,25 @@ SUPPORTED = {
     "time_embedding_act_fn": None,
     "attention_type": "default",
     "dropout": 0.0,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "encoder_hid_dim": None,
+    "mid_block_only_cross_attention": None,
+    "num_class_embeds": None,
+    "resnet_skip_time_act": False,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
 }
+BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
 
 
 def unsupported(config: Any) -> list[str]:
-    """What in a UNet's configuration this page does not know; empty for any SDXL, of any size."""
-    return [f"{name}={config.get(name)!r}" for name, value in SUPPORTED.items() if config.get(name, value) != value]
+    """Entries of a UNet's configuration that this module does not compute; empty for any SDXL, of any size."""
+    blocks = {*(config.get("down_block_types") or ()), *(config.get("up_block_types") or ())} - {*BLOCKS}
+    return [*differing(config, SUPPORTED), *sorted(blocks)]
 
 
 def take(parameter: nn.Parameter) -> Tensor:
