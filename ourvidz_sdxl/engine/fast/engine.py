@@ -25,11 +25,12 @@ from torch import Tensor
 
 from ourvidz_sdxl.engine import PLAIN, FastOptions, OnStep
 from ourvidz_sdxl.engine.checkpoint import check_lora, fingerprint
+from ourvidz_sdxl.engine.configuration import CLIP_CONTEXT
 from ourvidz_sdxl.engine.fast.graphs import Graphs, Step, StepShape
 from ourvidz_sdxl.engine.fast.keep import kept_file, read_into, slots, write
 from ourvidz_sdxl.engine.fast.unet import FastUNet, unsupported
 from ourvidz_sdxl.engine.fast.vae import FastDecoder, FastEncoder
-from ourvidz_sdxl.engine.load import CLIP_CONTEXT, SDXL_BASE, Components, fingerprint_of, load_components
+from ourvidz_sdxl.engine.load import SDXL_BASE, Components, fingerprint_of, load_components
 from ourvidz_sdxl.engine.lora import with_lora
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.engine.preview import SoFar
