@@ -187,7 +187,9 @@ def as_peft(file: Path, folder: Path) -> Path:
     if not any(".lora_linear_layer." in key for key in tensors):
         return file
     halves = {".lora_linear_layer.down.": ".lora_A.", ".lora_linear_layer.up.": ".lora_B."}
-    return written(folder, {key.replace(old, new): one for key, one in tensors.items() for old, new in halves.items() if old in key})
+    return written(
+        folder, {key.replace(old, new): one for key, one in tensors.items() for old, new in halves.items() if old in key}
+    )
 
 
 @pytest.mark.parametrize("case", ["peft", "kohya_alpha2", "old_diffusers_processor", "lora_linear_layer"])
