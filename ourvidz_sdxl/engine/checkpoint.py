@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ourvidz_sdxl.engine.configuration import check_configs, check_latent_channels, check_pipeline
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings, schedule_changes
-from ourvidz_sdxl.engine.quantised import refuse_unknown
+from ourvidz_sdxl.engine.quantised import PLAIN, refuse_unknown
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
 
 PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
@@ -93,7 +93,8 @@ def check_folder(path: Path) -> dict[str, list[Path]]:
         raise ModelMissing(f"{path} has no model_index.json, so it is not a diffusers folder")
     index = read_json(index_file)
     check_pipeline(path, index)
-    if absent := [part for part in WEIGHT_NAMES if not (index.get(part) or [None])[0]]:
+    entries = {part: index.get(part) for part in WEIGHT_NAMES}  # [library, class], or nulls
+    if absent := [part for part, entry in entries.items() if not (isinstance(entry, list) and entry and entry[0])]:
         raise ModelInvalid(f"{path} is not a whole SDXL: it has no {', no '.join(absent)}")
     configs = {"scheduler": "scheduler/scheduler_config.json", **{part: f"{part}/config.json" for part in WEIGHT_NAMES}}
     for name in configs.values():
@@ -122,7 +123,11 @@ def check_lora(path: Path) -> None:
     from ourvidz_sdxl.engine.lora_names import refuse_other_kinds
 
     _check_name(path, "is not a .safetensors file")
-    refuse_other_kinds(path, read_header(path).tensors)
+    tensors = read_header(path).tensors
+    refuse_other_kinds(path, tensors)
+    for name, stored in tensors.items():
+        if stored.dtype not in PLAIN:
+            raise ModelInvalid(f"{path.name}: {name} is {stored.dtype}, a quantisation that is not read")
 
 
 def check_architecture(path: Path, metadata: Mapping[str, str]) -> None:

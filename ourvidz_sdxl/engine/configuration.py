@@ -38,7 +38,7 @@ VAE: Config = {
     "latent_channels": 4,
     "mid_block_add_attention": True,
 }
-VAE_DEFAULTS = {"latent_channels": 4, "scaling_factor": 0.18215}  # AutoencoderKL's own
+VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 TEXT: Config = {"model_type": "clip_text_model", "max_position_embeddings": CLIP_CONTEXT}
 SCHEDULER: Config = {
     "timestep_type": "discrete",  # "continuous" goes with EDM's sigmas
@@ -74,15 +74,16 @@ def check_configs(path: Path, configs: Mapping[str, Config]) -> None:
     check_latent_channels(path, unet.get("in_channels", 4))
     _check(path, "unet", {**unet, "addition_embed_type": unet.get("addition_embed_type") or "none"}, UNET)
     _check(path, "vae", vae, VAE)
-    _check_blocks(path, "vae", vae, "down_block_types", "DownEncoderBlock2D")
-    _check_blocks(path, "vae", vae, "up_block_types", "UpDecoderBlock2D")
+    for name, kind in VAE_BLOCKS.items():
+        if others := other_blocks(vae, name, (kind,)):
+            raise ModelInvalid(f"{path}: a vae with {', '.join(others)} among {name} is not supported")
     check_latent_scale(path, vae)
     for part in ("text_encoder", "text_encoder_2"):
         _check(path, part, configs[part], TEXT)
     _check_widths(path, unet, configs["text_encoder"], configs["text_encoder_2"])
-    kind = scheduler.get("_class_name")
-    if kind not in SCHEDULER_CLASSES:
-        raise ModelInvalid(f"{path}: its scheduler is {kind}, which SDXL is not sampled with")
+    scheduler_class = scheduler.get("_class_name")
+    if str(scheduler_class) not in SCHEDULER_CLASSES:
+        raise ModelInvalid(f"{path}: its scheduler is {scheduler_class}, which SDXL is not sampled with")
     _check(path, "scheduler", scheduler, SCHEDULER)
 
 
@@ -124,26 +125,35 @@ def differing(config: Config, expected: Config) -> list[str]:
     return found
 
 
+def other_blocks(config: Config, name: str, known: tuple[str, ...]) -> list[str]:
+    """Kinds of block in the list `name` of `config` that are not known."""
+    blocks = config.get(name, ())
+    return sorted({str(block) for block in (blocks if isinstance(blocks, list | tuple) else [blocks])} - {*known})
+
+
 def _check(path: Path, part: str, config: Config, expected: Config) -> None:
     if found := differing(config, expected):
         raise ModelInvalid(f"{path}: a {part} with {', '.join(found)} is not supported")
 
 
-def _check_blocks(path: Path, part: str, config: Config, name: str, kind: str) -> None:
-    if others := sorted({str(block) for block in config.get(name, [])} - {kind}):
-        raise ModelInvalid(f"{path}: a {part} with {', '.join(others)} among {name} is not supported")
-
-
 def _check_widths(path: Path, unet: Config, first: Config, second: Config) -> None:
     """The UNet reads both encoders' hidden states side by side, and the second one's projection."""
-    widths = [config.get(name) for config, name in ((first, "hidden_size"), (second, "hidden_size"), (second, "projection_dim"))]
-    frequencies = unet.get("addition_time_embed_dim")
-    if not all(isinstance(number, int) for number in (*widths, frequencies, unet.get("sample_size"))):
-        raise ModelInvalid(f"{path}: hidden_size, projection_dim, addition_time_embed_dim or sample_size is not a whole number")
-    hidden_1, hidden_2, projection = (int(width or 0) for width in widths)
+    numbers = {
+        "hidden_size of text_encoder": first.get("hidden_size"),
+        "hidden_size of text_encoder_2": second.get("hidden_size"),
+        "projection_dim of text_encoder_2": second.get("projection_dim"),
+        "addition_time_embed_dim of unet": unet.get("addition_time_embed_dim"),
+        "sample_size of unet": unet.get("sample_size"),
+        "layers_per_block of unet": unet.get("layers_per_block", 2),
+    }
+    whole = [value for value in numbers.values() if isinstance(value, int)]
+    if len(whole) < len(numbers):
+        name = next(name for name, value in numbers.items() if not isinstance(value, int))
+        raise ModelInvalid(f"{path}: {name} is {numbers[name]!r} and not a whole number")
+    hidden_1, hidden_2, projection, frequencies = whole[:4]
     expected = {
         "cross_attention_dim": hidden_1 + hidden_2,
-        "projection_class_embeddings_input_dim": projection + 6 * int(frequencies or 0),
+        "projection_class_embeddings_input_dim": projection + 6 * frequencies,
     }
     for name, number in expected.items():
         if unet.get(name) != number:

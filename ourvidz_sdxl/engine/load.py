@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def load_components(
     on_cpu = device.type == "cpu"
     dtypes = dict.fromkeys(MODELS, dtype or (torch.float32 if on_cpu else torch.float16))
     dtypes["vae"] = vae_dtype or (torch.float32 if on_cpu else torch.bfloat16)
-    try:
+    with damage_is_the_models(path):
         if path.is_dir():
             config, files = path, check_folder(path)
             changes = folder_schedule(path, files["unet"], schedule)
@@ -100,10 +101,6 @@ def load_components(
                 raise ModelInvalid(
                     f"{path}: a text encoder reads token {encoder.config.eos_token_id} as a prompt's end, not {ours.eos_token_id}"
                 )
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # the device's fault and not the model's
-    except (KeyError, ValueError, TypeError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
-        raise ModelInvalid(f"{path} could not be loaded: {error!r}") from error
     for model in parts.values():
         model.eval().requires_grad_(False)
     parts["vae"].register_to_config(force_upcast=False)
@@ -120,10 +117,22 @@ def load_components(
 
 def fingerprint_of(path: Path) -> str:
     """`checkpoint.fingerprint` of the SDXL at `path`; raises what `load_components` raises where there is none."""
-    if path.is_dir():
-        return fingerprint(file for part in check_folder(path).values() for file in part)
-    check_file(path)
-    return fingerprint([path])
+    with damage_is_the_models(path):
+        if path.is_dir():
+            return fingerprint(file for part in check_folder(path).values() for file in part)
+        check_file(path)
+        return fingerprint([path])
+
+
+@contextmanager
+def damage_is_the_models(path: Path) -> Iterator[None]:
+    """Raises ModelInvalid for what libraries raise where a file or a configuration is not as they expect."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the device's fault and not the model's
+    except (LookupError, ValueError, TypeError, AttributeError, ImportError, OSError, RuntimeError, SafetensorError) as error:
+        raise ModelInvalid(f"{path} could not be loaded: {error!r}") from error
 
 
 def _load_weights(
@@ -180,7 +189,10 @@ def load_tokenizer(config: Path, name: str, vocabulary: int) -> CLIPTokenizer:
         tokenizer = _clip_tokenizer(config / name)
         tokenizer.pad_token = PAD_TOKENS[name]  # set afterwards: given to the constructor, it would become a special token
     else:
-        tokenizer = CLIPTokenizer.from_pretrained(config / name, local_files_only=True)
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(config / name, local_files_only=True)
+        except Exception as error:  # tokenizers raises nothing more specific for a damaged file
+            raise ModelInvalid(f"{config / name} could not be loaded: {error!r}") from error
         tokenizer.model_max_length = CLIP_CONTEXT
     if len(tokenizer) != vocabulary:
         raise ModelInvalid(f"{config}: {name} has {len(tokenizer)} tokens, and its text encoder {vocabulary}")

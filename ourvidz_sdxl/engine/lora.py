@@ -41,8 +41,6 @@ def with_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
     check_lora(path)
     tensors = load_file(path)
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ModelInvalid(f"{path.name}: {key} is {tensor.dtype}, a quantisation that is not read")
         if not tensor.float().isfinite().all():
             raise ModelInvalid(f"{path.name}: {key} has a NaN or infinity")
     alpha = _adapter_alpha(path, _adapter_config(path))

@@ -79,7 +79,7 @@ class StoredWeights:
             stored = found[slot].parameter(self._read(found[slot].name, device))
             state[slot] = stored.reshape(parameter.shape).to(device, dtype)
             if part != "unet" or stored.ndim < 2:
-                finite[slot] = state[slot].isfinite().all()
+                finite[slot] = torch.stack(torch.aminmax(state[slot])).isfinite().all()  # 20 times as fast as looking at each
         if device.type != "meta" and not torch.stack([*finite.values()]).all():
             worst = next(slot for slot, is_finite in finite.items() if not is_finite)
             raise ModelInvalid(f"{self._path}: {found[worst].name} of the {part} has values that are not finite in {dtype}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ourvidz_sdxl.doctor.finding import State
 from ourvidz_sdxl.doctor.machine import check_model
+from ourvidz_sdxl.engine.fast.engine import FastEngine
 from ourvidz_sdxl.engine.load import MODELS, Components, load_components
 from ourvidz_sdxl.errors import ModelInvalid
 from ourvidz_sdxl.settings import Settings
@@ -313,6 +314,27 @@ class TestFolder:
         config = folder / "unet/config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"motion_max_seq_length": 32}))
         with pytest.raises(ModelInvalid, match="a unet with motion_max_seq_length is not supported"):
+            load_components(folder, device="cpu", empty=MODELS)
+
+    @pytest.mark.parametrize(
+        ("file", "change"),
+        [
+            ("unet/config.json", {"block_out_channels": "many"}),
+            ("unet/config.json", {"norm_num_groups": 7}),
+            ("text_encoder/config.json", {"hidden_act": "nobody"}),
+            ("scheduler/scheduler_config.json", {"_class_name": "DPMSolverSDEScheduler"}),  # it needs torchsde
+            ("scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
+            ("model_index.json", {"unet": 5}),
+        ],
+    )
+    def test_configuration_that_libraries_stumble_over(self, folder: Path, file: str, change: dict[str, Any]) -> None:
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+        with pytest.raises(ModelInvalid):
+            FastEngine.load(folder)
+
+    def test_a_tokenizer_that_is_damaged(self, folder: Path) -> None:
+        (folder / "tokenizer/vocab.json").write_text("{")
+        with pytest.raises(ModelInvalid, match="tokenizer could not be loaded"):
             load_components(folder, device="cpu", empty=MODELS)
 
     @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_zero_terminal_snr_of_a_folder_that_predicts_v() -> None:
 @pytest.mark.parametrize(("tensors", "metadata"), [(["ztsnr"], {}), ([], {"ss_zero_terminal_snr": "True"})])
 def test_zero_terminal_snr_with_epsilon_is_refused(tensors: list[str], metadata: dict[str, str]) -> None:
     with pytest.raises(ModelInvalid, match="zero terminal SNR and predicts epsilon"):
-        changes(*tensors, **metadata)
+        schedule_changes(FILE, dict.fromkeys(tensors), metadata, {})
 
 
 def test_tensors_win_over_metadata_and_the_contradiction_is_logged() -> None:

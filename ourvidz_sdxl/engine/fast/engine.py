@@ -6,7 +6,6 @@ Noise is drawn as there: on the CPU, one generator an image, in the UNet's preci
 from __future__ import annotations
 
 import inspect
-import json
 import threading
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -24,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ourvidz_sdxl.engine import PLAIN, FastOptions, OnStep
-from ourvidz_sdxl.engine.checkpoint import check_lora, fingerprint
+from ourvidz_sdxl.engine.checkpoint import check_lora, fingerprint, read_json
 from ourvidz_sdxl.engine.configuration import CLIP_CONTEXT
 from ourvidz_sdxl.engine.fast.graphs import Graphs, Step, StepShape
 from ourvidz_sdxl.engine.fast.keep import kept_file, read_into, slots, write
@@ -59,7 +58,7 @@ class NotKept(Exception):
 
 
 def why_not_fast(model_path: Path) -> str | None:
-    """What speaks against the fast path here and for this model, in words; None if nothing does. Reads configuration only."""
+    """Reason against the fast engine here and for this model, or None. Reads configuration only; raises ModelInvalid."""
     if not torch.cuda.is_available():
         return "no CUDA"
     if torch.cuda.get_device_capability() < CAPABILITY:
@@ -67,7 +66,7 @@ def why_not_fast(model_path: Path) -> str | None:
     if find_spec("triton") is None:
         return "no Triton"
     config_path = (model_path if model_path.is_dir() else SDXL_BASE) / "unet" / "config.json"
-    unknown = unsupported(json.loads(config_path.read_text())) if config_path.exists() else []
+    unknown = unsupported(read_json(config_path)) if config_path.exists() else []
     return f"a UNet with {', '.join(unknown)}" if unknown else None
 
 
