@@ -48,6 +48,8 @@ class Settings(BaseModel):
     model_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2048)] | None = None
     model_url_token: SecretStr | None = None
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     engine: Literal["auto", "fast", "reference"] = "auto"
     memory_limit_gb: Annotated[float, Field(ge=1)] = 10
     keep_weights: bool = True

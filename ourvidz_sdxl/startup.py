@@ -16,6 +16,7 @@ from ourvidz_sdxl import __version__, metrics, tracing
 from ourvidz_sdxl.connection import connect
 from ourvidz_sdxl.download import fetch_model
 from ourvidz_sdxl.engine import Engine, FastOptions, load_engine
+from ourvidz_sdxl.engine.prediction import ScheduleSettings
 from ourvidz_sdxl.enhance import Enhancer, HttpEnhancer
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing, SettingsInvalid, WorkerError
 from ourvidz_sdxl.exit_code import ExitCode
@@ -116,7 +117,13 @@ def set_up(settings: Settings) -> tuple[Enhancer | None, ImageCheck | None]:
 def load_real_engine(settings: Settings) -> Engine:
     """The checkpoint at MODEL_PATH. Raises ModelMissing, ModelInvalid, GpuUnusable or OutOfMemory."""
     options = FastOptions(fp8=settings.fp8, keep_weights=settings.keep_weights, memory_limit_gb=settings.memory_limit_gb)
-    return load_engine(settings.model_path, settings.engine, few_step_lora=settings.fast_lora_path, options=options)
+    return load_engine(
+        settings.model_path,
+        settings.engine,
+        few_step_lora=settings.fast_lora_path,
+        options=options,
+        schedule=ScheduleSettings(prediction_type=settings.prediction_type, timestep_spacing=settings.timestep_spacing),
+    )
 
 
 def make_enhancer(settings: Settings) -> Enhancer | None:

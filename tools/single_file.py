@@ -6,9 +6,7 @@
 The second form makes a full-size SDXL base of random weights (6.9 GB in float16), to show that such a file loads and
 paints. It makes and writes one tensor at a time, so it needs little memory.
 
-The original names are those of the modules that SDXL was trained with: `UNetModel` and `AutoencoderKL` of
-Stability-AI/generative-models, transformers' CLIP, and `CLIP` of mlfoundations/open_clip. Every number and shape is derived
-from the configuration.
+The names are those of `ourvidz_sdxl.engine.original_names`; every number and shape is derived from the configuration.
 """
 
 from __future__ import annotations
@@ -30,31 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 
 from ourvidz_sdxl.engine.load import MODELS, SDXL_BASE, empty_model, load_components
-from ourvidz_sdxl.engine.original_names import UNET_RESNETS, unet_modules
+from ourvidz_sdxl.engine.original_names import MODULES, PREFIXES, original_name
 
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.text_model.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-}
-INSIDE: dict[str, dict[str, dict[str, str]]] = {  # part -> kind of module -> what its children are called
-    "unet": {"resnets": UNET_RESNETS},
-    "vae": {
-        "resnets": {"conv_shortcut": "nin_shortcut"},
-        "attentions": {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
-    },
-    "text_encoder": {},
-    "text_encoder_2": {
-        "layers": {
-            "layer_norm1": "ln_1",
-            "layer_norm2": "ln_2",
-            "self_attn.out_proj": "attn.out_proj",
-            "mlp.fc1": "mlp.c_fc",
-            "mlp.fc2": "mlp.c_proj",
-        },
-    },
-}
 FORMAT_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 Models = Mapping[str, Any]
 Value = Callable[[str, torch.Tensor], torch.Tensor]  # a parameter's name, the parameter -> what the file gets
@@ -68,65 +43,6 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], torch.Tensor]
-
-
-def vae_modules(config: Any) -> dict[str, str]:
-    """The original counts the decoder's levels by resolution, as the encoder's: the first one that runs is the last."""
-    levels, layers = len(config.block_out_channels), config.layers_per_block
-    modules = {name: name for name in ("quant_conv", "post_quant_conv")}
-    for side in ("encoder", "decoder"):
-        modules |= {f"{side}.{name}": f"{side}.{name}" for name in ("conv_in", "conv_out")}
-        modules |= {
-            f"{side}.conv_norm_out": f"{side}.norm_out",
-            f"{side}.mid_block.resnets.0": f"{side}.mid.block_1",
-            f"{side}.mid_block.attentions.0": f"{side}.mid.attn_1",
-            f"{side}.mid_block.resnets.1": f"{side}.mid.block_2",
-        }
-    for level in range(levels):
-        down, up = f"encoder.down.{level}", f"decoder.up.{levels - 1 - level}"
-        for layer in range(layers):
-            modules[f"encoder.down_blocks.{level}.resnets.{layer}"] = f"{down}.block.{layer}"
-        for layer in range(layers + 1):
-            modules[f"decoder.up_blocks.{level}.resnets.{layer}"] = f"{up}.block.{layer}"
-        modules[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"{down}.downsample.conv"
-        modules[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"{up}.upsample.conv"
-    return modules
-
-
-def clip_modules(_config: Any) -> dict[str, str]:
-    """The first text encoder keeps the names of transformers' CLIP."""
-    return {name: name for name in ("embeddings", "encoder", "final_layer_norm")}
-
-
-def open_clip_modules(config: Any) -> dict[str, str]:
-    modules = {
-        "text_model.embeddings.token_embedding": "token_embedding",
-        "text_model.embeddings.position_embedding.weight": "positional_embedding",
-        "text_model.final_layer_norm": "ln_final",
-        "text_projection.weight": "text_projection",
-    }
-    for layer in range(config.num_hidden_layers):
-        modules[f"text_model.encoder.layers.{layer}"] = f"transformer.resblocks.{layer}"
-    return modules
-
-
-MODULES = {
-    "unet": unet_modules,
-    "vae": vae_modules,
-    "text_encoder": clip_modules,
-    "text_encoder_2": open_clip_modules,
-}
-
-
-def original_name(part: str, modules: Mapping[str, str], name: str) -> str:
-    """diffusers' name of a parameter -> the name in the file."""
-    module = next(module for module in modules if name == module or name.startswith(f"{module}."))
-    rest = name.removeprefix(module)
-    kind = next((kind for kind in INSIDE[part] if f".{kind}." in f".{module}"), None)
-    if kind is not None:
-        for child, original in INSIDE[part][kind].items():
-            rest = rest.replace(f".{child}.", f".{original}.")
-    return PREFIXES[part] + modules[module] + rest
 
 
 def entries(models: Models, dtype: torch.dtype, value: Value) -> Iterator[Entry]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from ourvidz_sdxl.doctor.finding import Finding, fail, note, ok
 from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, check_lora
+from ourvidz_sdxl.engine.prediction import ScheduleSettings
 from ourvidz_sdxl.errors import SettingsInvalid, WorkerError
 from ourvidz_sdxl.safety import load_image_check
 from ourvidz_sdxl.settings import Settings
 
 GB = 10**9
+CHECK_PATH = "Check MODEL_PATH, and copy or download the model again if it was cut off."
+CHECK_LORA = "Check FAST_LORA_PATH, or leave it empty."
 ROOM_BYTES = GB  # for what is kept beside a model: compiled kernels
 
 
@@ -22,25 +26,32 @@ def check_model(settings: Settings) -> Finding:
     path = settings.model_path
     if settings.model_url and not path.exists():
         return note(f"{path.name} is not there yet: the first start fetches it from MODEL_URL.")
+    schedule = ScheduleSettings(prediction_type=settings.prediction_type, timestep_spacing=settings.timestep_spacing)
     try:
-        (check_folder if path.is_dir() else check_file)(path)
+        (check_folder if path.is_dir() else partial(check_file, settings=schedule))(path)
     except WorkerError as error:
-        return fail(f"{error}.", "Check MODEL_PATH, and copy or download the model again if it was cut off.")
+        return fail(f"{error}.", CHECK_PATH)
     try:
         if settings.fast_lora_path:
             check_lora(settings.fast_lora_path)
     except WorkerError as error:
-        return fail(f"{error}.", "Check FAST_LORA_PATH, or leave it empty.")
-    if not settings.model_sha256 or path.is_dir():
-        return ok(path.name)
-    with path.open("rb") as stream:
-        digest = file_digest(stream, "sha256").hexdigest()
-    if digest != settings.model_sha256:
-        return fail(
-            f"The SHA-256 of {path.name} is {digest}, and MODEL_SHA256 says {settings.model_sha256}.",
-            "Delete the file, so that it is downloaded again, or mend MODEL_SHA256 if the model was changed on purpose.",
-        )
-    return ok(f"{path.name}, and its SHA-256 is as expected")
+        return fail(f"{error}.", CHECK_LORA)
+    hashed = settings.model_sha256 and path.is_file()
+    if hashed:
+        with path.open("rb") as stream:
+            digest = file_digest(stream, "sha256").hexdigest()
+        if digest != settings.model_sha256:
+            return fail(
+                f"The SHA-256 of {path.name} is {digest}, and MODEL_SHA256 says {settings.model_sha256}.",
+                "Delete the file, so that it is downloaded again, or mend MODEL_SHA256 if the model was changed on purpose.",
+            )
+    from ourvidz_sdxl.engine import check_model as check_tensors
+
+    try:
+        check_tensors(path, settings.fast_lora_path, schedule)
+    except WorkerError as error:
+        return fail(f"{error}.", f"{CHECK_PATH} {CHECK_LORA}" if settings.fast_lora_path else CHECK_PATH)
+    return ok(f"{path.name}, and its SHA-256 is as expected" if hashed else path.name)
 
 
 def check_gpu(settings: Settings) -> Finding:

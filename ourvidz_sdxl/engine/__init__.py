@@ -15,6 +15,7 @@ import structlog
 from PIL import Image
 
 from ourvidz_sdxl.engine.head_start import head_start
+from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.plan import Plan
 
@@ -98,6 +99,16 @@ def why_no_cuda() -> str | None:
     return None
 
 
+def check_model(model_path: Path, few_step_lora: Path | None = None, schedule: ScheduleSettings = NO_SETTINGS) -> None:
+    """Makes every check of `load_engine` that needs no weights; raises ModelMissing or ModelInvalid."""
+    from ourvidz_sdxl.engine.load import MODELS, load_components
+    from ourvidz_sdxl.engine.lora import with_lora
+
+    parts = load_components(model_path, device="cpu", empty=MODELS, schedule=schedule)
+    if few_step_lora:
+        with_lora(parts.unet, few_step_lora)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FastOptions:
     """`fp8`: whether the transformer blocks multiply in 8 bits. `keep_weights`: whether converted weights stay on disk.
@@ -114,11 +125,18 @@ PLAIN = FastOptions()
 
 
 def load_engine(
-    model_path: Path, kind: EngineKind = "auto", *, few_step_lora: Path | None = None, options: FastOptions = PLAIN
+    model_path: Path,
+    kind: EngineKind = "auto",
+    *,
+    few_step_lora: Path | None = None,
+    options: FastOptions = PLAIN,
+    schedule: ScheduleSettings = NO_SETTINGS,
 ) -> Engine:
     """Loads the checkpoint onto the GPU, or the CPU where there is none. `few_step_lora` makes a second UNet, for plans of it.
 
-    The engine is proven (`Engine.prove`). Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model. Raises
+    `schedule` overrides what the checkpoint says of its prediction type and timesteps. The engine is proven (`Engine.prove`).
+
+    Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model. Raises
     SettingsInvalid for fp8 where there is none.
     """
     head_start(model_path)
@@ -130,6 +148,6 @@ def load_engine(
     if options.fp8 and (reason := why_no_fp8() if fast else "only the fast engine has it"):
         raise SettingsInvalid(f"FP8=true cannot be had here: {reason}")
     if fast:
-        return FastEngine.load(model_path, few_step_lora, options)
+        return FastEngine.load(model_path, few_step_lora, options, schedule=schedule)
     log.info("plain_engine", reason=obstacle or "asked for")
-    return SdxlEngine.load(model_path, few_step_lora)
+    return SdxlEngine.load(model_path, few_step_lora, schedule=schedule)

@@ -1,41 +1,33 @@
 """A LoRA from a file, added to a copy of a UNet: W + alpha / rank · up · down (Hu et al. 2021, section 4.1).
 
-Three ways to name the layers are known: kohya's (`lora_unet_…lora_down.weight`) with diffusers' or with SDXL's original block
-numbers, and PEFT's as diffusers saves it (`unet.….lora_A.weight`). The names are looked up in a table made from the UNet itself:
-diffusers' own conversions (0.42.1) rewrite them by pattern, pass by what does not fit, and lose alphas of attention that differ.
+The names are looked up in a table made from the UNet itself (`lora_names.layer_names`): diffusers' own conversions (0.42.1)
+rewrite them by pattern, pass by what does not fit, and lose alphas of attention that differ.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ourvidz_sdxl.engine.checkpoint import check_lora
-from ourvidz_sdxl.engine.original_names import original_layer, unet_modules
+from ourvidz_sdxl.engine.checkpoint import check_lora, read_header
+from ourvidz_sdxl.engine.lora_names import layer_names, parse_key
 from ourvidz_sdxl.errors import ModelInvalid
 
 log = structlog.get_logger()
 
-ENDINGS = {
-    ".lora_down.weight": "down",
-    ".lora_A.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_B.weight": "up",
-    ".alpha": "alpha",
-}
-TEXT_ENCODERS = ("lora_te", "text_encoder")  # how the names of their layers begin, with kohya and diffusers
 ADAPTER = "lora_adapter_metadata"  # diffusers' loaders/lora_base.py: PEFT's configuration as JSON, in the file's header
-UNKNOWN_ADAPTER = ("alpha_pattern", "use_dora", "use_rslora")  # what in it would change the formula
+UNKNOWN_ADAPTER = ("alpha_pattern", "use_dora", "use_rslora", "lora_bias", "modules_to_save")  # would change the formula
+ABOUT_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that change the weights below the LoRA (PEFT)
 Parts = Mapping[str, Tensor]
 
 
@@ -47,10 +39,11 @@ def with_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
     refused: both UNets share them, and without that part it would not be what it was trained to be.
     """
     check_lora(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    alpha = _adapter_alpha(path, json.loads(metadata.get(ADAPTER, "{}")))
+    tensors = load_file(path)
+    for key, tensor in tensors.items():
+        if not tensor.float().isfinite().all():
+            raise ModelInvalid(f"{path.name}: {key} has a NaN or infinity")
+    alpha = _adapter_alpha(path, _adapter_config(path))
     layers = _by_layer(path, tensors, unet)
     weights = dict(unet.named_parameters())
     for name, parts in layers.items():
@@ -74,48 +67,54 @@ def _added(weight: Tensor, parts: Parts, alpha: float | None) -> Tensor:
 
 def _by_layer(path: Path, tensors: Parts, unet: UNet2DConditionModel) -> dict[str, dict[str, Tensor]]:
     """diffusers' name of each layer -> its down, up and perhaps alpha."""
-    if others := [key for key in tensors if key.startswith(TEXT_ENCODERS)]:
-        raise ModelInvalid(f"{path.name} changes the text encoders, too ({len(others)} tensors); only the UNet's part can be used")
     names = layer_names(unet)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     strange, unknown = [], []
     for key, tensor in tensors.items():
-        ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
-        name = key.removesuffix(ending).removeprefix("unet.") if ending else None
-        if ending is None or name is None:
+        layer, part = parse_key(key) or (None, "")
+        if layer is None:
             strange.append(key)
-        elif name not in names:
+        elif layer not in names:
             unknown.append(key)
+        elif part in layers[names[layer]]:
+            raise ModelInvalid(f"{path.name} has {part} for {names[layer]} twice, the second time as {key}")
         else:
-            layers[names[name]][ENDINGS[ending]] = tensor
+            layers[names[layer]][part] = tensor
     _refuse(path, strange, "of another kind than a LoRA's down, up and alpha")
     _refuse(path, unknown, "for layers that SDXL's UNet does not have")
     _refuse(path, [name for name, parts in layers.items() if not parts.keys() >= {"down", "up"}], "without the other half")
     return layers
 
 
-def layer_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Every name that a LoRA may have for a layer -> diffusers' own, which is also PEFT's."""
-    modules = unet_modules(unet.config)
-    names = {}
-    for name, layer in unet.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            for known in (name, original_layer(name, modules)):
-                names[f"lora_unet_{known.replace('.', '_')}"] = name
-            names[name] = name
-    return names
+def _adapter_config(path: Path) -> str:
+    """PEFT's configuration: from the header, or from beside the file where PEFT itself saved it (`save_pretrained`)."""
+    beside = path.with_name("adapter_config.json")
+    if path.stem == "adapter_model" and beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    return read_header(path).metadata.get(ADAPTER, "{}")
 
 
-def _adapter_alpha(path: Path, adapter: Mapping[str, Any]) -> float | None:
+def _adapter_alpha(path: Path, text: str) -> float | None:
     """PEFT's alpha for all layers; None where the file says nothing of it, which diffusers reads as the rank."""
-    said = {key.removeprefix("unet."): value for key, value in adapter.items()}
-    if unknown := [name for name in UNKNOWN_ADAPTER if said.get(name)]:
+    try:
+        said = {key.removeprefix("unet."): value for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelInvalid(f"{path.name}: its {ADAPTER} is not a JSON object, and its alpha so unknown") from error
+    unknown = [name for name in UNKNOWN_ADAPTER if said.get(name)]
+    if str(said.get("init_lora_weights", "")).lower().startswith(ABOUT_BASE):
+        unknown.append(f"init_lora_weights={said['init_lora_weights']}")
+    if unknown:
         raise ModelInvalid(f"{path.name} was trained with {', '.join(unknown)}, which is not a plain LoRA")
-    return said.get("lora_alpha")
+    alpha = said.get("lora_alpha")
+    if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
+        raise ModelInvalid(f"{path.name}: lora_alpha in its metadata is {alpha!r} and not a number")
+    return alpha
 
 
 def _check_shapes(path: Path, name: str, parts: Parts, weight: Tensor) -> None:
     down, up = parts["down"].shape, parts["up"].shape
+    if min(len(down), len(up)) < 2 or not down[0] or ("alpha" in parts and parts["alpha"].numel() != 1):
+        raise ModelInvalid(f"{path.name}: {name} has {[*down]} and {[*up]}, or an alpha that is not one number")
     kernels_fit = down[2:].numel() == weight.shape[2:].numel() and up[2:].numel() == 1
     if not kernels_fit or down[1] != weight.shape[1] or up[:2] != (len(weight), down[0]):
         raise ModelInvalid(

@@ -23,8 +23,10 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine import OnStep
+from ourvidz_sdxl.engine.latents import LatentScale
 from ourvidz_sdxl.engine.load import Components, load_components
 from ourvidz_sdxl.engine.lora import with_lora
+from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.engine.preview import Projection, SoFar
 from ourvidz_sdxl.engine.proof import (
     PROOF_EDGE,
@@ -57,6 +59,7 @@ class SdxlEngine:
         self.model_hash = parts.fingerprint
         self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         self.vram_mb = torch.cuda.get_device_properties(device).total_memory >> 20 if device.type == "cuda" else None
+        self._scale = LatentScale(parts.vae.config, device)
         self._latent_scale: int = 2 ** (len(parts.vae.config.block_out_channels) - 1)  # pixels to one latent, along an edge
         self.native_size: int = parts.unet.config.sample_size * self._latent_scale
         self._so_far: SoFar | None = None
@@ -65,11 +68,11 @@ class SdxlEngine:
         self._proof_edge = PROOF_EDGE
 
     @classmethod
-    def load(cls, model_path: Path, few_step_lora: Path | None = None) -> SdxlEngine:
+    def load(cls, model_path: Path, few_step_lora: Path | None = None, *, schedule: ScheduleSettings = NO_SETTINGS) -> SdxlEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         def loaded() -> SdxlEngine:
-            parts = load_components(model_path, device=device)
+            parts = load_components(model_path, device=device, schedule=schedule)
             return cls(parts, device, with_lora(parts.unet, few_step_lora) if few_step_lora else None)
 
         with model_errors(model_path.name):
@@ -227,8 +230,8 @@ class SdxlEngine:
         """An RGB image -> its latents [1, 4, height / 8, width / 8]: the mode of the posterior, so that it needs no seed."""
         vae = self._parts.vae
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        latents = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
-        return latents.to(self._parts.unet.dtype)
+        raw = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist.mode()
+        return self._scale.to_unet(raw).to(self._parts.unet.dtype)
 
     def _decode(self, latents: torch.Tensor) -> Image.Image:
         """Latents [4, h, w] -> an RGB image of 8 h x 8 w pixels. A blank one is decoded again in fp32; then raises BlankImage."""
@@ -249,7 +252,8 @@ class SdxlEngine:
     def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [4, h, w] -> fp32 pixels [3, 8 h, 8 w] around -1..1."""
         vae = self._parts.vae
-        return vae.decode(latents[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0].float()  # type: ignore[no-any-return]
+        raw = self._scale.to_vae(latents[None]).to(vae.dtype)
+        return vae.decode(raw, return_dict=False)[0][0].float()  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ourvidz_sdxl.engine import FastOptions
 from ourvidz_sdxl.engine.fast import keep
 from ourvidz_sdxl.engine.fast.engine import FastEngine
 from ourvidz_sdxl.engine.head_start import read_ahead
+from ourvidz_sdxl.errors import ModelInvalid
 from tests.integration.test_fast_engine import BUNDLED, plan
 
 KEEP = FastOptions(keep_weights=True)
@@ -146,3 +147,21 @@ def test_reading_ahead_takes_whatever_there_is(model: Path, kept: Path, tmp_path
     kept.unlink()
     read_ahead(model)
     read_ahead(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("module", ["lora.py", "load.py", "weights.py", "fast/unet.py", "fast/fp8.py"])
+def test_other_code_means_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Sums of LoRAs and scales of 8-bit weights decide the bytes as the layout does."""
+    before = keep.kept_file(BUNDLED, "fingerprint")
+    monkeypatch.setattr(keep, "ENGINE", Path(shutil.copytree(keep.ENGINE, tmp_path / "engine")))
+    assert keep.kept_file(BUNDLED, "fingerprint") == before
+    with (keep.ENGINE / module).open("a") as code:
+        code.write("# changed")
+    assert keep.kept_file(BUNDLED, "fingerprint") != before
+
+
+def test_a_damaged_lora_is_named_before_its_fingerprint_is_taken(tmp_path: Path) -> None:
+    lora = tmp_path / "lora.safetensors"
+    lora.write_bytes(b"nothing that is safetensors")
+    with pytest.raises(ModelInvalid, match="damaged"):
+        FastEngine.load(BUNDLED, lora)

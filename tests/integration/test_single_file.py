@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ourvidz_sdxl.engine.checkpoint import LANDMARKS, fingerprint
 from ourvidz_sdxl.engine.load import MODELS, SDXL_BASE, Components, empty_model, load_components, load_tokenizer
+from ourvidz_sdxl.engine.original_names import PREFIXES
 from ourvidz_sdxl.errors import ModelInvalid
 from tools import single_file
 
@@ -231,7 +232,7 @@ class TestFullSize:
     """SDXL base 1.0 as it is published, `sd_xl_base_1.0.safetensors`: 2,515 tensors."""
 
     def test_tensors_are_as_many_as_published(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        parts = Counter(next(part for part, start in single_file.PREFIXES.items() if name.startswith(start)) for name in shapes)
+        parts = Counter(next(part for part, start in PREFIXES.items() if name.startswith(start)) for name in shapes)
         assert parts == {"unet": 1680, "vae": 248, "text_encoder": 197, "text_encoder_2": 390}
         assert sum(parts.values()) == 2515
 

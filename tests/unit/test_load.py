@@ -14,7 +14,7 @@ import pytest
 import regex  # type: ignore[import-untyped]
 from safetensors.numpy import save_file
 
-from ourvidz_sdxl.engine.checkpoint import LANDMARKS, PICKLES, WEIGHT_NAMES, check_file, fingerprint
+from ourvidz_sdxl.engine.checkpoint import LANDMARKS, PICKLES, WEIGHT_NAMES, check_file, check_lora, fingerprint
 from ourvidz_sdxl.engine.load import SDXL_BASE, load_components, load_tokenizer
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
 
@@ -50,6 +50,22 @@ class Trap:
         return Path.write_text, (self.target, "code ran")
 
 
+ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+BROKEN_HEADERS: dict[str, tuple[bytes, str]] = {
+    "not JSON": (b"<html>", "damaged"),
+    "no object": (b"[]", "damaged"),
+    "no UTF-8": (b'{"\xff":' + ENTRY.encode() + b"}", "damaged"),
+    "offsets beyond the end": (ENTRY.replace("4]", "4000]").join(('{"a":', "}")).encode(), "damaged"),
+    "offsets backwards": (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', "damaged"),
+    "a shape of another size": (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "damaged"),
+    "an unknown dtype": (b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', "damaged"),
+    "a name twice": (f'{{"a":{ENTRY},"a":{ENTRY}}}'.encode(), "a stands in it twice"),
+    "metadata of numbers": (f'{{"__metadata__":{{"x":1}},"a":{ENTRY}}}'.encode(), "damaged"),
+    "metadata that are a list": (f'{{"__metadata__":[],"a":{ENTRY}}}'.encode(), "damaged"),
+    "metadata twice": (f'{{"__metadata__":{{"x":"1","x":"2"}},"a":{ENTRY}}}'.encode(), "x stands in it twice"),
+}
+
+
 class TestOneFile:
     def test_a_wrong_path(self, tmp_path: Path) -> None:
         assert "nowhere" in refused(tmp_path / "nowhere.safetensors", ModelMissing)
@@ -71,6 +87,19 @@ class TestOneFile:
         path.write_bytes(path.read_bytes()[:kept])
         assert "cut off" in refused(path)
 
+    @pytest.mark.parametrize(("header", "told"), BROKEN_HEADERS.values(), ids=BROKEN_HEADERS)
+    def test_a_broken_header(self, tmp_path: Path, header: bytes, told: str) -> None:
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        assert told in refused(path)
+        with pytest.raises(ModelInvalid, match="damaged"):
+            check_lora(path)
+
+    def test_a_folder_by_the_name_of_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "lora.safetensors").mkdir()
+        with pytest.raises(ModelInvalid, match=r"is not a \.safetensors file"):
+            check_lora(tmp_path / "lora.safetensors")
+
     @pytest.mark.parametrize(
         ("name", "kind"),
         [
@@ -78,6 +107,9 @@ class TestOneFile:
             ("conditioner.embedders.0.model.ln_final.bias", "refiner"),
             ("lora_unet_mid_block_attentions_0_proj_in.alpha", "LoRA"),
             ("edm_mean", "EDM"),
+            ("edm_vpred.sigma_max", "EDM"),
+            ("control_model.input_hint_block.0.weight", "a ControlNet"),
+            ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "Flux"),
         ],
     )
     def test_another_kind_of_model_is_named(self, tmp_path: Path, name: str, kind: str) -> None:
@@ -86,6 +118,9 @@ class TestOneFile:
     @pytest.mark.parametrize(("what", "tensor"), LANDMARKS.items())
     def test_what_is_missing_is_named(self, tmp_path: Path, what: str, tensor: str) -> None:
         assert refused(write_file(tmp_path / "model.safetensors", without=tensor)).endswith(f"no {what}")
+
+    def test_an_instruct_pix2pix_model(self, tmp_path: Path) -> None:
+        assert "instruct-pix2pix" in refused(write_file(tmp_path / "model.safetensors", channels=8))
 
     def test_an_inpainting_model(self, tmp_path: Path) -> None:
         assert "9 channels" in refused(write_file(tmp_path / "model.safetensors", channels=9))
@@ -97,7 +132,11 @@ class TestOneFile:
         noise = write_file(tmp_path / "noise.safetensors")
         velocity = write_file(tmp_path / "velocity.safetensors", "v_pred", "ztsnr")
         assert check_file(noise) == {}
-        assert check_file(velocity) == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        assert check_file(velocity) == {
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+        }
 
 
 class TestFolder:
@@ -157,6 +196,34 @@ class TestFolder:
         folder = write_folder(tmp_path / "model")
         (folder / "model_index.json").write_text("<html>")
         assert "could not be loaded" in refused(folder)
+
+    @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+    @pytest.mark.parametrize("content", ["[]", "null", "\u00ff", "[" * 100_000])
+    def test_configuration_that_is_no_object(self, tmp_path: Path, file: str, content: str) -> None:
+        folder = write_folder(tmp_path / "model")
+        (folder / file).write_bytes(content.encode("latin-1"))
+        assert "could not be loaded" in refused(folder)
+
+    def test_an_index_of_shards_that_names_no_files(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "model")
+        weights = folder / "unet/diffusion_pytorch_model.safetensors"
+        weights.unlink()
+        weights.with_name(f"{weights.name}.index.json").write_text('{"weight_map": {"conv_in.weight": 3}}')
+        assert "names no files" in refused(folder)
+
+    @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+    @pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+    def test_another_vocabulary_than_clips(self, tmp_path: Path, name: str, file: str) -> None:
+        clip = load_tokenizer(SDXL_BASE, name, 49_408)
+        clip.save_pretrained(tmp_path / name)
+        (tmp_path / name / "vocab.json").write_text(json.dumps(clip.get_vocab()))
+        assert load_tokenizer(tmp_path, name, 49_408)("a cat").input_ids == clip("a cat").input_ids
+        content = json.loads((tmp_path / name / file).read_text())
+        vocabulary = content["model"]["vocab"] if file == "tokenizer.json" else content
+        vocabulary["cat</w>"], vocabulary["dog</w>"] = vocabulary["dog</w>"], vocabulary["cat</w>"]
+        (tmp_path / name / file).write_text(json.dumps(content))
+        with pytest.raises(ModelInvalid, match=f"{file} has another vocabulary than CLIP's"):
+            load_tokenizer(tmp_path, name, 49_408)
 
 
 def test_one_changed_tensor_changes_the_fingerprint(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ourvidz_sdxl.engine.checkpoint import check_lora
 from ourvidz_sdxl.engine.load import SDXL_BASE, Components, empty_model, load_components
-from ourvidz_sdxl.engine.lora import layer_names, with_lora
+from ourvidz_sdxl.engine.lora import with_lora
+from ourvidz_sdxl.engine.lora_names import layer_names, parse_key
 from ourvidz_sdxl.engine.original_names import original_layer, unet_modules
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
 
@@ -176,12 +177,123 @@ def test_a_file_that_is_not_there_or_not_a_lora_is_refused(tmp_path: Path) -> No
         check_lora(written(tmp_path, {"model.diffusion_model.out.2.weight": torch.zeros(1)}))
 
 
+CASES = Path(__file__).parents[1] / "cases" / "loras"
+TO_Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def as_peft(file: Path, folder: Path) -> Path:
+    """`lora_linear_layer` under the names that diffusers 0.42.1 still reads; any other file as it is."""
+    tensors = load_file(file)
+    if not any(".lora_linear_layer." in key for key in tensors):
+        return file
+    halves = {".lora_linear_layer.down.": ".lora_A.", ".lora_linear_layer.up.": ".lora_B."}
+    return written(
+        folder, {key.replace(old, new): one for key, one in tensors.items() for old, new in halves.items() if old in key}
+    )
+
+
+@pytest.mark.parametrize("case", ["peft", "kohya_alpha2", "old_diffusers_processor", "lora_linear_layer"])
+def test_a_published_spelling_is_read_as_diffusers_reads_it(parts: Components, tmp_path: Path, case: str) -> None:
+    file = CASES / f"{case}.safetensors"
+    ours, theirs = with_lora(parts.unet, file), fused_by_diffusers(parts, as_peft(file, tmp_path))
+    weight, before = ours.get_submodule(TO_Q).weight, parts.unet.get_submodule(TO_Q).weight
+    assert torch.allclose(weight, theirs.get_submodule(TO_Q).weight, rtol=0, atol=1e-5)
+    assert not torch.allclose(weight, before, atol=1e-4)
+    for name, other in ours.state_dict().items():
+        assert name == f"{TO_Q}.weight" or torch.equal(other, parts.unet.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("dora", "dora.safetensors is a DoRA"),
+        ("loha", "loha.safetensors is a LoHa"),
+        ("lokr", "lokr.safetensors is a LoKr"),
+        ("kohya_te", "changes the text encoders, too"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused_by_name_before_any_weight_is_read(case: str, told: str) -> None:
+    with pytest.raises(ModelInvalid, match=told):
+        check_lora(CASES / f"{case}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [("nan_weight", "has a NaN or infinity"), ("bad_metadata", "lora_adapter_metadata is not a JSON object")],
+)
+def test_a_damaged_adapter_is_refused(parts: Components, case: str, told: str) -> None:
+    with pytest.raises(ModelInvalid, match=told):
+        with_lora(parts.unet, CASES / f"{case}.safetensors")
+
+
+SPELLINGS = {
+    "peft's own": "base_model.model.{}.lora_A.weight",
+    "peft's own, with the adapter's name": "base_model.model.unet.{}.lora_A.default.weight",
+    "diffusers' layers": "unet.{}.lora.down.weight",
+    "diffusers' attention": "{}.lora_linear_layer.down.weight",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("layer", [TO_Q, "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"])
+def test_each_spelling_is_the_same_sum(parts: Components, tmp_path: Path, spelling: str, layer: str) -> None:
+    plain = random_lora(parts.unet, peft, [layer])
+    down = spelling.format(layer)
+    up = down.replace("lora_A", "lora_B").replace(".down.", ".up.")
+    expected = with_lora(parts.unet, written(tmp_path, plain)).get_submodule(layer).weight
+    renamed = {down: plain[f"unet.{layer}.lora_A.weight"], up: plain[f"unet.{layer}.lora_B.weight"]}
+    assert torch.equal(with_lora(parts.unet, written(tmp_path, renamed)).get_submodule(layer).weight, expected)
+
+
+@pytest.mark.parametrize("prefix", ["lycoris_", "diffusion_model.", "model.diffusion_model."])
+def test_names_of_lycoris_and_comfyui(parts: Components, tmp_path: Path, prefix: str) -> None:
+    plain = random_lora(parts.unet, original, [TO_Q])
+    dotted = original_layer(TO_Q, unet_modules(parts.unet.config))
+    flat = f"lora_unet_{dotted.replace('.', '_')}"
+    layer = dotted if prefix.endswith(".") else TO_Q.replace(".", "_")
+    renamed = {key.replace(flat, f"{prefix}{layer}"): tensor for key, tensor in plain.items()}
+    expected = with_lora(parts.unet, written(tmp_path, plain)).get_submodule(TO_Q).weight
+    assert torch.equal(with_lora(parts.unet, written(tmp_path, renamed)).get_submodule(TO_Q).weight, expected)
+
+
+def test_old_processors_write_to_out_without_its_number() -> None:
+    block = "up_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    assert parse_key(f"unet.{block}.processor.to_out_lora.up.weight") == (f"{block}.to_out.0", "up")
+    assert parse_key(f"{block}.processor.to_v_lora.down.weight") == (f"{block}.to_v", "down")
+
+
+def test_the_alpha_that_peft_saves_beside_its_file_counts(parts: Components, tmp_path: Path) -> None:
+    tensors = {f"base_model.model.{key.removeprefix('unet.')}": one for key, one in random_lora(parts.unet, peft, [TO_Q]).items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2 * RANK, "r": RANK}))
+    weight = with_lora(parts.unet, tmp_path / "adapter_model.safetensors").get_submodule(TO_Q).weight
+    down, up = (tensors[f"base_model.model.{TO_Q}.lora_{half}.weight"] for half in "AB")
+    assert torch.allclose(weight, parts.unet.get_submodule(TO_Q).weight + 2 * up @ down, atol=1e-6)
+
+
 Q = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 FAULTS: dict[str, tuple[Tensors, str]] = {
     "text encoder (kohya)": ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(())}, "text encoders, too"),
     "text encoder (peft)": ({"text_encoder_2.layers.0.q_proj.lora_A.weight": torch.ones(4, 4)}, "text encoders, too"),
-    "DoRA": ({"lora_unet_conv_in.dora_scale": torch.ones(())}, "1 tensors of another kind"),
+    "DoRA": ({"lora_unet_conv_in.dora_scale": torch.ones(())}, "is a DoRA"),
+    "DoRA of PEFT": ({"unet.conv_in.lora_magnitude_vector": torch.ones(4)}, "is a DoRA"),
     "LoHa": ({"lora_unet_conv_in.hada_w1_a": torch.ones(())}, "such as lora_unet_conv_in.hada_w1_a"),
+    "OFT": ({"lora_unet_conv_in.oft_blocks": torch.ones(1)}, "is an OFT"),
+    "(IA)3": ({"lora_unet_conv_in.on_input": torch.ones(1)}, r"is an \(IA\)³"),
+    "GLoRA": ({"lora_unet_conv_in.a1.weight": torch.ones(1)}, "is a GLoRA"),
+    "full": ({"lora_unet_conv_in.diff": torch.ones(1)}, "is a difference of whole weights"),
+    "norms": ({"lora_unet_out_0.w_norm": torch.ones(1)}, "is a difference of norms"),
+    "Tucker": ({"lora_unet_conv_in.lora_mid.weight": torch.ones(1)}, "a LoCon with a Tucker decomposition"),
+    "bias": ({"unet.conv_in.lora_B.bias": torch.ones(1)}, "a LoRA with biases"),
+    "what nobody knows": ({"unet.conv_in.lora_gate": torch.ones(1)}, "1 tensors of another kind"),
+    "the same twice": (
+        {f"base_model.model.mid_block.resnets.0.conv1.lora_{half}.weight": torch.ones(4, 4) for half in "AB"},
+        "twice",
+    ),
+    "int8": ({f"unet.{Q}.lora_A.weight": torch.ones(4, 256).to(torch.int8)}, "a quantisation that is not read"),
+    "rank 0": ({f"unet.{Q}.lora_A.weight": torch.ones(0, 256), f"unet.{Q}.lora_B.weight": torch.ones(112, 0)}, "has"),
+    "an alpha of two numbers": ({"lora_unet_mid_block_resnets_0_conv1.alpha": torch.ones(2)}, "alpha that is not one number"),
+    "infinity": ({f"unet.{Q}.lora_A.weight": torch.full((4, 256), torch.inf)}, "NaN or infinity"),
     "a layer of another model": (
         {"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": torch.ones(1, 1)},
         "layers that SDXL's UNet",
@@ -208,7 +320,10 @@ def test_what_is_no_lora_of_this_unet_is_refused_in_words(parts: Components, tmp
         with_lora(parts.unet, written(tmp_path, whole | tensors))
 
 
-@pytest.mark.parametrize("adapter", [{"unet.use_rslora": True}, {"unet.use_dora": True}, {"alpha_pattern": {"to_q": 2}}])
+@pytest.mark.parametrize(
+    "adapter",
+    [{"unet.use_rslora": True}, {"unet.use_dora": True}, {"alpha_pattern": {"to_q": 2}}, {"init_lora_weights": "pissa_niter_4"}],
+)
 def test_an_adapter_that_scales_otherwise_is_refused(parts: Components, tmp_path: Path, adapter: dict[str, Any]) -> None:
     file = written(tmp_path, random_lora(parts.unet, peft, ["conv_in"]), adapter)
     with pytest.raises(ModelInvalid, match="not a plain LoRA"):

@@ -6,7 +6,6 @@ Noise is drawn as there: on the CPU, one generator an image, in the UNet's preci
 from __future__ import annotations
 
 import inspect
-import json
 import threading
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -24,13 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from ourvidz_sdxl.engine import PLAIN, FastOptions, OnStep
-from ourvidz_sdxl.engine.checkpoint import fingerprint
+from ourvidz_sdxl.engine.checkpoint import check_lora, fingerprint, read_json
+from ourvidz_sdxl.engine.configuration import CLIP_CONTEXT
 from ourvidz_sdxl.engine.fast.graphs import Graphs, Step, StepShape
 from ourvidz_sdxl.engine.fast.keep import kept_file, read_into, slots, write
 from ourvidz_sdxl.engine.fast.unet import FastUNet, unsupported
 from ourvidz_sdxl.engine.fast.vae import FastDecoder, FastEncoder
-from ourvidz_sdxl.engine.load import CLIP_CONTEXT, SDXL_BASE, Components, fingerprint_of, load_components
+from ourvidz_sdxl.engine.load import SDXL_BASE, Components, fingerprint_of, load_components
 from ourvidz_sdxl.engine.lora import with_lora
+from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.engine.preview import SoFar
 from ourvidz_sdxl.engine.proof import model_errors
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
@@ -58,7 +59,7 @@ class NotKept(Exception):
 
 
 def why_not_fast(model_path: Path) -> str | None:
-    """What speaks against the fast path here and for this model, in words; None if nothing does. Reads configuration only."""
+    """Reason against the fast engine here and for this model, or None. Reads configuration only; raises ModelInvalid."""
     if not torch.cuda.is_available():
         return "no CUDA"
     if torch.cuda.get_device_capability() < CAPABILITY:
@@ -66,7 +67,7 @@ def why_not_fast(model_path: Path) -> str | None:
     if find_spec("triton") is None:
         return "no Triton"
     config_path = (model_path if model_path.is_dir() else SDXL_BASE) / "unet" / "config.json"
-    unknown = unsupported(json.loads(config_path.read_text())) if config_path.exists() else []
+    unknown = unsupported(read_json(config_path)) if config_path.exists() else []
     return f"a UNet with {', '.join(unknown)}" if unknown else None
 
 
@@ -113,21 +114,30 @@ class FastEngine(SdxlEngine):
         self._unprepared = [*self._usual()]
 
     @classmethod
-    def load(cls, model_path: Path, few_step_lora: Path | None = None, options: FastOptions = PLAIN) -> FastEngine:
+    def load(
+        cls,
+        model_path: Path,
+        few_step_lora: Path | None = None,
+        options: FastOptions = PLAIN,
+        *,
+        schedule: ScheduleSettings = NO_SETTINGS,
+    ) -> FastEngine:
         with model_errors(model_path.name):
-            return named_faults(cls._load, model_path, few_step_lora, options)
+            return named_faults(cls._load, model_path, few_step_lora, options, schedule)
 
     @classmethod
-    def _load(cls, model_path: Path, few_step_lora: Path | None, options: FastOptions) -> FastEngine:
+    def _load(cls, model_path: Path, few_step_lora: Path | None, options: FastOptions, schedule: ScheduleSettings) -> FastEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float16 if device.type == "cuda" else torch.float32
 
         def load(kept: Path | None) -> FastEngine:
             empty = ("unet", "text_encoder", "text_encoder_2") if kept else ()
-            parts = load_components(model_path, device="cpu", dtype=dtype, vae_dtype=torch.float32, empty=empty)
+            parts = load_components(model_path, device="cpu", dtype=dtype, vae_dtype=torch.float32, empty=empty, schedule=schedule)
             return cls(parts, device, with_lora(parts.unet, few_step_lora) if few_step_lora else None, options, kept)
 
-        lora = fingerprint([few_step_lora]) if few_step_lora and few_step_lora.is_file() else None
+        if few_step_lora:
+            check_lora(few_step_lora)
+        lora = fingerprint([few_step_lora]) if few_step_lora else None
         file = kept_file(model_path, fingerprint_of(model_path), dtype, options.fp8, lora)
         try:
             engine = load(file if options.keep_weights and file.exists() else None)

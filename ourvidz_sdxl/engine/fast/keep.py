@@ -1,8 +1,9 @@
 """What the fast engine holds on the GPU, kept on disk as it lies there: a later start reads it, and converts nothing.
 
 The file stands beside the checkpoint and is in the safetensors format; its tensors are flat, in the order of their memory. Its name
-has a hash of all that decides its bytes: the checkpoint's fingerprint, precisions, and the code that lays the weights out. So it
-is never stale, only unused; it is written aside, after the first load, and may be deleted at any time.
+has a hash of all that decides its bytes: the fingerprints of checkpoint and LoRA, precisions, the version of torch, and the code
+of the whole engine, which reads, sums and lays out the weights. So it is never stale, only unused; it is written aside, after the
+first load, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 log = structlog.get_logger()
 
-LAID_OUT_BY = [Path(__file__).with_name(f"{page}.py") for page in ("unet", "fp8", "kernels")]
+ENGINE = Path(__file__).parents[1]
 FILES = 2  # of one checkpoint: workers with other settings may share the volume; what was used longest ago goes
 GRAIN = 256  # bytes; CUDA aligns its own allocations so, and tensor cores want 16
 CHUNK = 16 << 20  # bytes read at a time
@@ -35,8 +36,8 @@ Slots = Mapping[str, Tensor]
 
 def kept_file(checkpoint: Path, *facts: object) -> Path:
     """Where the weights of this checkpoint are kept, if they are; `facts` are what else decides them."""
-    code = b"".join(page.read_bytes() for page in LAID_OUT_BY)
-    digest = sha256(code + repr(facts).encode()).hexdigest()
+    code = b"".join(module.read_bytes() for module in sorted(ENGINE.rglob("*.py")))
+    digest = sha256(code + repr((torch.__version__, *facts)).encode()).hexdigest()
     return checkpoint.with_name(f"{checkpoint.name}.{digest[:16]}.runtime")
 
 

@@ -7,8 +7,9 @@ It is built from a loaded diffusers UNet, whose weights it takes over: afterward
 - a convolution's bias is added by whatever reads its result: cuDNN would make a pass of its own of it;
 - a skip connection is never concatenated: the normalisation and the 1 x 1 convolution behind it read both halves.
 
-Weights are plain tensors that captured graphs know by address: a LoRA adds to them in place, and no graph is captured again.
-ControlNet's residuals and IP-Adapter's keys would be further inputs of `FastUNet.__call__`, beside `texts` and `times`.
+Weights are plain tensors that captured graphs know by address. A LoRA is added before (`engine.lora.with_lora`), to a UNet of its
+own, which becomes a second FastUNet with graphs of its own. ControlNet's residuals and IP-Adapter's keys would be further inputs of
+`FastUNet.__call__`, beside `texts` and `times`.
 
 Images are [rows, height, width, channels]. `rows` is guidance x images, all unguided rows first. `prompts` is the number of
 different conditionings among the rows (2 with guidance, else 1); the rows of one lie together.
@@ -26,6 +27,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ourvidz_sdxl.engine.configuration import differing, other_blocks
 from ourvidz_sdxl.engine.fast import kernels
 from ourvidz_sdxl.engine.fast.fp8 import Fp8FeedForward, Fp8Linear, scale_after_norm
 
@@ -47,12 +49,30 @@ SUPPORTED = {
     "time_embedding_act_fn": None,
     "attention_type": "default",
     "dropout": 0.0,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "encoder_hid_dim": None,
+    "mid_block_only_cross_attention": None,
+    "num_class_embeds": None,
+    "resnet_skip_time_act": False,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
+BLOCKS = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 
 
 def unsupported(config: Any) -> list[str]:
-    """What in a UNet's configuration this page does not know; empty for any SDXL, of any size."""
-    return [f"{name}={config.get(name)!r}" for name, value in SUPPORTED.items() if config.get(name, value) != value]
+    """Entries of a UNet's configuration that this module does not compute; empty for any SDXL, of any size."""
+    return [
+        *differing(config, SUPPORTED),
+        *(found for name, kinds in BLOCKS.items() for found in other_blocks(config, name, kinds)),
+    ]
 
 
 def take(parameter: nn.Parameter) -> Tensor:

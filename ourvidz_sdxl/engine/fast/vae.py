@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ourvidz_sdxl.engine.fast import kernels
 from ourvidz_sdxl.engine.fast.unet import Norm
+from ourvidz_sdxl.engine.latents import LatentScale
 
 STREAM_SCALE = 2.0**-5  # a power of two: scaling is exact
 QUERIES_AT_ONCE = 2048  # of the one attention over all pixels of the latents: its scores take 134 MB in fp32 at 16,384 keys
@@ -82,7 +83,7 @@ class FastDecoder:
         self.device = device
         self.latent_channels: int = vae.config.latent_channels
         self.scale: int = 2 ** (len(decoder.up_blocks) - 1)  # pixels to one latent, along an edge
-        self._scaling_factor: float = vae.config.scaling_factor
+        self._latent_scale = LatentScale(vae.config, device)
         self._post_quant: Any = None
         if vae.post_quant_conv is not None:
             weight, bias = vae.post_quant_conv.weight.data, vae.post_quant_conv.bias.data
@@ -100,7 +101,7 @@ class FastDecoder:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents [1, 4, h, w] as the UNet has them -> fp32 pixels [8 h, 8 w, 3] around -1..1."""
-        image = (latents.float() / self._scaling_factor).to(self.dtype).permute(0, 2, 3, 1)
+        image = self._latent_scale.to_vae(latents).to(self.dtype).permute(0, 2, 3, 1)
         if self._post_quant is not None:
             image = functional.linear(image, *self._post_quant)
         image = kernels.convolution(kernels.filled_up(image, 3), self._enter) + self._enter_bias
@@ -123,7 +124,7 @@ class FastEncoder:
         self.device = device
         self.latent_channels: int = vae.config.latent_channels
         self.scale: int = 2 ** (len(encoder.down_blocks) - 1)
-        self._scaling_factor: float = vae.config.scaling_factor
+        self._latent_scale = LatentScale(vae.config, device)
         self._enter, self._enter_bias = _scaled(encoder.conv_in, dtype)
         self._enter = kernels.packed_convolution(kernels.filled_up(self._enter, 1))
         self._levels = [
@@ -152,8 +153,7 @@ class FastEncoder:
         moments = kernels.convolution(image, self._leave).float() + self._leave_bias
         if self._quant is not None:
             moments = functional.linear(moments, *self._quant)
-        mode: Tensor = moments[..., : self.latent_channels].permute(0, 3, 1, 2) * self._scaling_factor
-        return mode
+        return self._latent_scale.to_unet(moments[..., : self.latent_channels].permute(0, 3, 1, 2))
 
 
 def as_bytes(pixels: Tensor) -> Tensor:
