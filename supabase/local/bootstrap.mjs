@@ -6,7 +6,7 @@ import { Failure } from "./failure.mjs";
 import { PASSWORD } from "./postgres.mjs";
 
 /** Goes up when a file in sql/ changes, since a data directory is not rebuilt. */
-const VERSION = 2;
+const VERSION = 3;
 
 /** @param {string} name */
 const file = (name) => readFile(new URL(`./sql/${name}.sql`, import.meta.url), "utf8");
