@@ -8,7 +8,7 @@ import { sql } from "kysely";
 import { AWAY, json } from "./answers.mjs";
 import { isConnectionError, Pool } from "./database.mjs";
 import { FileStore } from "./files.mjs";
-import { Rest } from "./rest.mjs";
+import { Rest, rollingBackRefusals } from "./rest.mjs";
 import { fillEmptyRows, keepColumns, rowsOf, withCsvNulls } from "./rows.mjs";
 import { Session } from "./session.mjs";
 import { inJson, parseJson, TYPES } from "./values.mjs";
@@ -59,6 +59,7 @@ function answeringInJson(unsafe) {
     const wrapped = served.getStore()?.isActing && inJson(text);
     if (!wrapped) return unsafe(text, parameters);
     const [{ body }] = await unsafe(wrapped, parameters);
+    if (/^update/i.test(text)) /** @type {import("./rest.mjs").RestCall} */ (served.getStore()).hasUpdated = true;
     const rows = parseJson(body);
     return Object.assign(rows, { command: "SELECT", count: rows.length });
   });
@@ -125,7 +126,15 @@ function correct(connection, session) {
       if (ast.$meta?.columns) keepColumns(ast);
       if (ast.type !== "update") fillEmptyRows(ast, columns[0]?.name);
     }
+    if (call && ast.type === "update") readBackAllUpdated(ast, call);
     return resolve(ast, context);
+  };
+
+  // What is refused after the statement ran leaves nothing behind.
+  const within = connection.withContext.bind(connection);
+  connection.withContext = (/** @type {any} */ context, /** @type {(tx: any) => Promise<any>} */ work, /** @type {any} */ options) => {
+    const call = served.getStore();
+    return call ? rollingBackRefusals(call, (run) => within(context, run, options), work) : within(context, work, options);
   };
 
   // Errors that lite answers with its own code 500 "SUP": PostgREST hands on PostgreSQL's code under a status of its own.
@@ -138,6 +147,16 @@ function correct(connection, session) {
     const status = typeof known?.code === "string" ? statusOf(known.code, known.message) : undefined;
     return status === undefined ? known : restError(status, known.code, known.message, known.detail, known.hint);
   };
+}
+
+/**
+ * Where the answer to an update has aliases, casts or embeddings, lite reads the changed rows again by key and by the update's own filters,
+ * which they may fit no more.
+ * @param {any} ast of lite; changed in place @param {import("./rest.mjs").RestCall} call
+ */
+function readBackAllUpdated(ast, call) {
+  const { where } = ast;
+  Object.defineProperty(ast, "where", { enumerable: true, get: () => (call.hasUpdated ? undefined : where) });
 }
 
 /** @param {string} schema @param {string[]} extra */

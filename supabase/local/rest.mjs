@@ -15,7 +15,9 @@ import { isRecord, parseJson } from "./values.mjs";
  * @property {string} [timezone]      of `Prefer: timezone=…`
  * @property {{ value: any }} [json]  the body, by parseJson
  * @property {boolean} [isCsv]        the body is CSV
+ * @property {boolean} isForOne       one row is asked for, as an object
  * @property {boolean} [isActing]     the transaction has its role: statements are REST's own
+ * @property {boolean} [hasUpdated]
  */
 
 const RESERVED = /(^|\.)(select|order|limit|offset|on_conflict|columns|apikey)$/;
@@ -52,7 +54,10 @@ export class Rest {
     const name = /^\/rpc\/([^/]+)$/.exec(path)?.[1];
     const fn = name && `${schema}.${decodeURIComponent(name)}`;
     /** @type {RestCall} */
-    const call = { method: request.method, path, schema, fn, headers: JSON.stringify(Object.fromEntries(headers)) };
+    const call = {
+      method: request.method, path, schema, fn, headers: JSON.stringify(Object.fromEntries(headers)),
+      isForOne: headers.get("accept")?.includes("application/vnd.pgrst.object") ?? false,
+    };
     const applied = this.#readPreferences(headers, call);
 
     const badByte = invalidByte(url.search);
@@ -108,6 +113,46 @@ export class Rest {
 
 /** @param {number} status @param {string} code @param {string} message @param {string | null} [details] @param {HeadersInit} [headers] */
 const error = (status, code, message, details = null, headers) => json(status, { code, details, hint: null, message }, headers);
+
+/** Carries an answer out of a transaction that is rolled back. */
+class Refusal extends Error {
+  /** @param {Response} response */
+  constructor(response) {
+    super();
+    this.response = response;
+  }
+}
+
+/**
+ * @param {RestCall} call
+ * @param {(run: (tx: unknown) => Promise<any>) => Promise<any>} transaction
+ * @param {(tx: unknown) => Promise<any>} work
+ */
+export async function rollingBackRefusals(call, transaction, work) {
+  try {
+    return await transaction(async (tx) => {
+      const answer = await work(tx);
+      if (!(answer instanceof Response)) return answer;
+      const response = call.isForOne && answer.ok ? await asOne(answer) : answer;
+      if (response.status >= 400 && (await response.clone().json().catch(() => ({}))).code?.startsWith("PGRST")) throw new Refusal(response);
+      return response;
+    });
+  } catch (thrown) {
+    if (thrown instanceof Refusal) return thrown.response;
+    throw thrown;
+  }
+}
+
+/** lite answers some writes with an array also where an object is asked for. @param {Response} answer @returns {Promise<Response>} */
+async function asOne(answer) {
+  const rows = parseJson((await answer.clone().text()) || "null");
+  if (!Array.isArray(rows) || answer.headers.get("content-type")?.startsWith("application/vnd.pgrst.object")) return answer;
+  if (rows.length !== 1) return error(406, "PGRST116", "Cannot coerce the result to a single JSON object", `The result contains ${rows.length} rows`);
+  const headers = new Headers(answer.headers);
+  headers.set("content-type", "application/vnd.pgrst.object+json; charset=utf-8");
+  headers.delete("content-length");
+  return new Response(JSON.stringify(rows[0]), { status: answer.status, headers });
+}
 
 /** lite takes a token of the wrong form for none, and checks the others. @param {Headers} headers @returns {Response | undefined} */
 function checkToken(headers) {
