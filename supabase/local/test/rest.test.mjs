@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { SignJWT } from "jose";
 import { client, start, user } from "./harness.mjs";
+import { libraryProject } from "./library.mjs";
 
 /** @typedef {{ method?: string, path: string, body?: unknown, headers?: Record<string, string>, as?: "anon" | "ann" | "service" }} Call */
 /** @typedef {{ status: number, body?: unknown, code?: string, message?: string | RegExp, headers?: Record<string, string | null> }} Answer */
@@ -19,7 +20,8 @@ let service;
 const endings = [];
 
 before(async () => {
-  server = await start({ after: (fn) => endings.unshift(fn) });
+  const t = { after: (/** @type {() => unknown} */ fn) => endings.unshift(fn) };
+  server = await start(t, { supabaseDir: libraryProject(t) });
   ann = await user(server);
   service = client(server, server.secret_key);
 });

@@ -1,11 +1,10 @@
 // What SQL says of REST and Auth: settings of the database and its roles, PostgREST's own configuration, seeded users.
 
 import assert from "node:assert/strict";
-import { cpSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import postgres from "postgres";
-import { client, SCRATCH, start, temporaryFolder, user } from "./harness.mjs";
+import { client, start, user } from "./harness.mjs";
+import { libraryProject } from "./library.mjs";
 
 const SEED = `
   insert into auth.users (
@@ -32,10 +31,7 @@ const endings = [];
 
 before(async () => {
   const t = { after: (/** @type {() => unknown} */ fn) => endings.unshift(fn) };
-  const supabaseDir = join(temporaryFolder(t), "project");
-  cpSync(SCRATCH, supabaseDir, { recursive: true });
-  writeFileSync(join(supabaseDir, "seed.sql"), SEED);
-  server = await start(t, { supabaseDir });
+  server = await start(t, { supabaseDir: libraryProject(t, SEED) });
   service = client(server, server.secret_key);
   owner = postgres(server.db_url.replace("supabase_admin", "postgres"), { max: 1, onnotice: () => {} });
   t.after(() => owner.end());
