@@ -10,8 +10,9 @@ import { isConnectionError, Pool } from "./database.mjs";
 import { FileStore } from "./files.mjs";
 import { Rest, rollingBackRefusals } from "./rest.mjs";
 import { fillEmptyRows, keepColumns, rowsOf, withCsvNulls } from "./rows.mjs";
+import { PRINT_TREES, unfilteredVerb } from "./safeupdate.mjs";
 import { Session } from "./session.mjs";
-import { inJson, parseJson, TYPES } from "./values.mjs";
+import { databaseError, inJson, parseJson, TYPES } from "./values.mjs";
 
 const POOL = 40; // of PostgreSQL's 100: requests that wait for a row lock hold one each
 
@@ -27,7 +28,7 @@ export async function createApi({ url, filesDir, config, sql: database, log }) {
   const pool = new Pool(url, { max: POOL, name: "api", types: TYPES });
   connection.driver.reserve = away(async () => {
     const reserved = await pool.reserve();
-    return Object.assign(reserved, { unsafe: away(answeringInJson(reserved.unsafe)) });
+    return Object.assign(reserved, { unsafe: away(answeringInJson(refusingUnfiltered(reserved))) });
   });
   const app = new App({ ...config.lite, connection });
   const session = new Session(database, app.config.api, log);
@@ -47,6 +48,20 @@ export async function createApi({ url, filesDir, config, sql: database, log }) {
       await connection.introspect({ useCache: true });
     },
     close: () => pool.end(),
+  };
+}
+
+/**
+ * The session goes, too: it prints a function's statements once.
+ * @param {Awaited<ReturnType<Pool["reserve"]>>} connection
+ */
+function refusingUnfiltered({ unsafe, trees, retire }) {
+  return async (/** @type {string} */ text, /** @type {any} */ parameters) => {
+    const result = await unsafe(text, parameters);
+    const verb = trees.length > 0 && trees.splice(0).map(unfilteredVerb).find(Boolean);
+    if (!verb) return result;
+    retire();
+    throw databaseError("21000", `${verb} requires a WHERE clause`);
   };
 }
 
@@ -95,6 +110,7 @@ function correct(connection, session) {
       "request.jwt.claim.sub": String(context.auth?.uid ?? ""),
       "request.jwt.claim.role": role,
       ...(call && {
+        ...(session.printsTrees && PRINT_TREES),
         "request.method": call.method, "request.path": call.path, "request.headers": call.headers,
         search_path: searchPath(call.schema, session.api.extra_search_path), ...(call.timezone && { timezone: call.timezone }),
       }),

@@ -1,5 +1,6 @@
 // What PostgREST reads from the database about itself: settings of roles and functions, and its own configuration (pgrst.*).
 
+import { mayLackWhere } from "./safeupdate.mjs";
 import { databaseError } from "./values.mjs";
 
 /**
@@ -37,6 +38,8 @@ export class Session {
   #functions = new Map();
   /** @type {Set<string>} */
   #knownRoles = new Set();
+  /** Some function may hold an UPDATE or DELETE without a WHERE clause. */
+  printsTrees = false;
   /** @type {Set<string>} pgrst.* that the log has named */
   #ignored = new Set();
 
@@ -85,6 +88,12 @@ export class Session {
       known.arrays.push(...arrays);
       this.#functions.set(name, known);
     }
+
+    const sources = await sql`
+      select coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) as source
+        from pg_proc p join pg_language l on l.oid = p.prolang
+       where l.lanname in ('sql', 'plpgsql') and p.pronamespace not in ('pg_catalog'::regnamespace, '_local'::regnamespace)`;
+    this.printsTrees = sources.some(({ source }) => mayLackWhere(source));
   }
 
   /** @param {Settings} settings of the role authenticator */

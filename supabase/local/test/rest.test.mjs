@@ -70,6 +70,13 @@ describe("no statement without a WHERE clause (pg-safeupdate)", () => {
   answers("a limit is no WHERE clause", { method: "PATCH", path: "letters?limit=1&order=id", body: { body: "x" } }, { status: 400, code: "21000" });
   answers("a delete of everything", { method: "DELETE", path: "letters" }, { status: 400, code: "21000", message: /^DELETE requires a WHERE clause$/ });
 
+  for (const round of ["first", "again, in a session that may know it"]) {
+    answers(`inside a function, ${round}`, { path: "rpc/empties_letters", body: {} }, { status: 400, code: "21000", message: /^DELETE requires a WHERE clause$/ });
+    answers(`in SQL made by a function, ${round}`, { path: "rpc/rewrites", body: { name: "letters" } }, { status: 400, code: "21000", message: /^UPDATE/ });
+    answers(`inside a trigger, ${round}`, { path: "genres", body: { id: 3, name: "verse" } }, { status: 400, code: "21000", message: /^UPDATE/ });
+  }
+  answers("with one, a function writes", { path: "rpc/writes", body: {} }, { status: 200, body: 1 });
+
   test("supabase-js is told so, and nothing is gone", async () => {
     const { error, status } = await /** @type {any} */ (service.from("letters").delete());
     assert.deepEqual([status, error?.code, error?.message], [400, "21000", "DELETE requires a WHERE clause"]);
