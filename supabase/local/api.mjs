@@ -1,77 +1,81 @@
 // REST and Auth: @supabase/lite on our database. What lite would do differently from Supabase is set right here where it can be
 // done from inside; what is wrong in its answers is set right in auth.mjs.
 
+import { AsyncLocalStorage } from "node:async_hooks";
 import { App } from "@supabase/lite";
 import { createPostgresConnection } from "@supabase/lite/postgres";
 import { sql } from "kysely";
 import { AWAY, json } from "./answers.mjs";
 import { isConnectionError, Pool } from "./database.mjs";
+import { Rest, rollingBackRefusals } from "./rest.mjs";
+import { fillEmptyRows, keepColumns, rowsOf, withCsvNulls } from "./rows.mjs";
+import { PRINT_TREES, unfilteredVerb } from "./safeupdate.mjs";
+import { Session } from "./session.mjs";
+import { databaseError, inJson, parseJson, TYPES } from "./values.mjs";
 
 const POOL = 40; // of PostgreSQL's 100: requests that wait for a row lock hold one each
 
-/** @param {number} oid @param {(text: string) => unknown} [parse] @returns {import("postgres").PostgresType} */
-const type = (oid, parse = (text) => text) => ({ to: oid, from: [oid], serialize: String, parse });
-
-/** How values come out of the database: as PostgREST and GoTrue would write them. */
-const TYPES = {
-  bigint: type(20, (text) => (Number.isSafeInteger(Number(text)) ? Number(text) : BigInt(text))),
-  numeric: type(1700, (text) => (String(Number(text)) === text ? Number(text) : text)),
-  json: { to: 114, from: [114], serialize: jsonText, parse: JSON.parse },
-  jsonb: { to: 3802, from: [3802], serialize: jsonText, parse: JSON.parse },
-  date: type(1082),
-  time: type(1083),
-  timetz: type(1266),
-  timestamp: type(1114, isoTime),
-  timestamptz: type(1184, isoTime), // supabase-py insists on the T
-};
+/** The request of REST that is being served; Auth and Storage go past it. @type {AsyncLocalStorage<import("./rest.mjs").RestCall>} */
+const served = new AsyncLocalStorage();
 
 /**
- * lite hands on a function's json arguments as text that is JSON already, and column values as they are. The driver alone would make a
- * JSON string of both.
- * @param {unknown} value
+ * @param {{ url: string, config: import("./config.mjs").Config, sql: import("./database.mjs").Sql,
+ *           log: (line: string) => void }} options
  */
-function jsonText(value) {
-  if (typeof value === "string" && /^\s*[[{]/.test(value)) {
-    try {
-      JSON.parse(value);
-      return value;
-    } catch {
-      // a text that only begins like JSON
-    }
-  }
-  return JSON.stringify(value);
-}
-
-/** @param {string} text as PostgreSQL writes it: 2026-11-22 19:26:09.693+00 */
-function isoTime(text) {
-  return text.replace(/^(\d{4,}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)([+-]\d\d)?(:\d\d)?$/, (_, date, time, hours = "", minutes) =>
-    `${date}T${time}${hours}${hours && (minutes ?? ":00")}`);
-}
-
-/**
- * @param {{ url: string, config: import("./config.mjs").Config, timeouts: Map<string, string> }} options
- */
-export async function createApi({ url, config, timeouts }) {
+export async function createApi({ url, config, sql: database, log }) {
   const connection = /** @type {any} */ (createPostgresConnection({ url }));
   const pool = new Pool(url, { max: POOL, name: "api", types: TYPES });
   connection.driver.reserve = away(async () => {
     const reserved = await pool.reserve();
-    return Object.assign(reserved, { unsafe: away(reserved.unsafe) });
+    return Object.assign(reserved, { unsafe: away(answeringInJson(refusingUnfiltered(reserved))) });
   });
-  correct(connection, timeouts);
   const app = new App({ ...config.lite, connection });
-  await app.init();
-  await connection.introspect({ useCache: true }); // so that the first request does not wait for it
+  const session = new Session(database, app.config.api, log);
+  correct(connection, session);
+  await Promise.all([app.init(), session.load()]);
+  const { timezones } = await connection.introspect({ useCache: true }); // so that the first request does not wait for it
+  const rest = new Rest({ session, timezones: new Set(timezones), run: (call, request) => served.run(call, () => app.fetch(request)) });
   return {
     /** @param {Request} request @returns {Promise<Response>} */
     fetch: (request) => app.fetch(request),
-    /** After a change of the schema. */
+    rest,
+    /** After a change of the schema or of the configuration. */
     reload: async () => {
+      await session.load();
       await connection.clearSchemaCache();
       await connection.introspect({ useCache: true });
     },
     close: () => pool.end(),
   };
+}
+
+/**
+ * The session goes, too: it prints a function's statements once.
+ * @param {Awaited<ReturnType<Pool["reserve"]>>} connection
+ */
+function refusingUnfiltered({ unsafe, trees, retire }) {
+  return async (/** @type {string} */ text, /** @type {any} */ parameters) => {
+    const result = await unsafe(text, parameters);
+    const verb = trees.length > 0 && trees.splice(0).map(unfilteredVerb).find(Boolean);
+    if (!verb) return result;
+    retire();
+    throw databaseError("21000", `${verb} requires a WHERE clause`);
+  };
+}
+
+/**
+ * @template {(sql: string, parameters: any) => PromiseLike<any>} F
+ * @param {F} unsafe @returns {F}
+ */
+function answeringInJson(unsafe) {
+  return /** @type {any} */ (async (/** @type {string} */ text, /** @type {any} */ parameters) => {
+    const wrapped = served.getStore()?.isActing && inJson(text);
+    if (!wrapped) return unsafe(text, parameters);
+    const [{ body }] = await unsafe(wrapped, parameters);
+    if (/^update/i.test(text)) /** @type {import("./rest.mjs").RestCall} */ (served.getStore()).hasUpdated = true;
+    const rows = parseJson(body);
+    return Object.assign(rows, { command: "SELECT", count: rows.length });
+  });
 }
 
 /**
@@ -88,20 +92,63 @@ function away(fn) {
   });
 }
 
-/** @param {any} connection @param {Map<string, string>} timeouts statement_timeout by role */
-function correct(connection, timeouts) {
+/** @param {any} connection @param {Session} session */
+function correct(connection, session) {
   // lite grants everything on every table with row security to the API roles. Our grants come from the migrations alone.
   connection.rlsState = "active";
 
-  // The claims in one round trip instead of five, always set, and with the role's time limit, as PostgREST does it.
+  // Everything that a transaction is told of its request, in one statement instead of eleven; the role comes last, since it may not set
+  // all of the others.
   connection.applyJwtSessionContext = async (/** @type {any} */ tx, /** @type {any} */ context) => {
     const role = context.auth?.role || "anon";
-    const subject = String(context.auth?.uid ?? "");
-    const claims = context.auth?.jwt ?? { role };
-    await sql`select set_config('role', ${role}, true), set_config('request.jwt.claims', ${JSON.stringify({ role, ...claims })}, true),
-                     set_config('request.jwt.claim.sub', ${subject}, true), set_config('request.jwt.claim.role', ${role}, true),
-                     set_config('storage.operation', ${String(context.storage?.operation ?? "")}, true),
-                     set_config('statement_timeout', ${timeouts.get(role) ?? "0"}, true)`.execute(tx);
+    const call = served.getStore();
+    const settings = {
+      ...session.settings(role, call?.fn),
+      "request.jwt.claims": JSON.stringify({ role, ...context.auth?.jwt }),
+      "request.jwt.claim.sub": String(context.auth?.uid ?? ""),
+      "request.jwt.claim.role": role,
+      ...(call && {
+        ...(session.printsTrees && PRINT_TREES),
+        "request.method": call.method, "request.path": call.path, "request.headers": call.headers,
+        search_path: searchPath(call.schema, session.api.extra_search_path), ...(call.timezone && { timezone: call.timezone }),
+      }),
+      "storage.operation": String(context.storage?.operation ?? ""),
+      role,
+    };
+    await sql`select set_config(key, value, true) from json_each_text(${JSON.stringify(settings)}::json)`.execute(tx);
+    if (!call) return;
+    call.isActing = true;
+    if (session.api.pre_request) await sql`select ${sql.raw(session.api.pre_request)}()`.execute(tx);
+  };
+  connection.applyRpcRequestGucs = async () => {};
+
+  // The body as the request had it, and what `columns=` leaves of it.
+  const resolve = connection.onPostgrestAST.bind(connection);
+  connection.onPostgrestAST = async (/** @type {any} */ ast, /** @type {any} */ context) => {
+    const call = served.getStore();
+    if (ast.type === "rpc") {
+      if (call?.fn && call.json && call.json.value !== null) {
+        const args = rowsOf(call.json.value, session.arguments(call.fn).arrays);
+        Object.assign(ast, { args, inputType: "json", paramsType: ast.paramsType ?? "named" });
+      }
+    } else if (ast.values !== undefined && ast.type !== "put") {
+      const columns = (await connection.introspect({ useCache: true })).columns
+        .filter((/** @type {any} */ { schema, table }) => table === ast.from && schema === (ast.schema ?? "public"));
+      const isArray = (/** @type {any} */ column) => String(column.pg_type).startsWith("_");
+      if (call?.json) ast.values = rowsOf(call.json.value, columns.filter(isArray).map((/** @type {any} */ { name }) => name));
+      if (call?.isCsv) ast.values = withCsvNulls(ast.values);
+      if (ast.$meta?.columns) keepColumns(ast);
+      if (ast.type !== "update") fillEmptyRows(ast, columns[0]?.name);
+    }
+    if (call && ast.type === "update") readBackAllUpdated(ast, call);
+    return resolve(ast, context);
+  };
+
+  // What is refused after the statement ran leaves nothing behind.
+  const within = connection.withContext.bind(connection);
+  connection.withContext = (/** @type {any} */ context, /** @type {(tx: any) => Promise<any>} */ work, /** @type {any} */ options) => {
+    const call = served.getStore();
+    return call ? rollingBackRefusals(call, (run) => within(context, run, options), work) : within(context, work, options);
   };
 
   // Errors that lite answers with its own code 500 "SUP": PostgREST hands on PostgreSQL's code under a status of its own.
@@ -111,13 +158,27 @@ function correct(connection, timeouts) {
     if (isConnectionError(known)) {
       return restError(503, AWAY.code, AWAY.message);
     }
-    const status = typeof known?.code === "string" ? statusOf(known.code) : undefined;
+    const status = typeof known?.code === "string" ? statusOf(known.code, known.message) : undefined;
     return status === undefined ? known : restError(status, known.code, known.message, known.detail, known.hint);
   };
 }
 
-/** Only the classes that lite does not know. @param {string} code */
-function statusOf(code) {
+/**
+ * Where the answer to an update has aliases, casts or embeddings, lite reads the changed rows again by key and by the update's own filters,
+ * which they may fit no more.
+ * @param {any} ast of lite; changed in place @param {import("./rest.mjs").RestCall} call
+ */
+function readBackAllUpdated(ast, call) {
+  const { where } = ast;
+  Object.defineProperty(ast, "where", { enumerable: true, get: () => (call.hasUpdated ? undefined : where) });
+}
+
+/** @param {string} schema @param {string[]} extra */
+const searchPath = (schema, extra) => [schema, ...extra].map((name) => `"${name.replaceAll('"', '""')}"`).join(", ");
+
+/** Only the classes that lite does not know. @param {string} code @param {string} message */
+function statusOf(code, message) {
+  if (code === "22023" && /^role .* does not exist$/.test(message)) return 401;
   if (code === "P0001" || code === "23514" || code === "23P01") return 400;
   if (code === "57014" || code.startsWith("40") || code.startsWith("P0") || code.startsWith("XX") || code.startsWith("54")) return 500;
   return undefined;
@@ -133,19 +194,4 @@ function restError(status, code, message, detail, hint) {
     message: JSON.stringify({ code, message, details: detail ?? null, hint: hint ?? null }),
     detail: JSON.stringify({ status, headers: {} }),
   });
-}
-
-/**
- * statement_timeout of the API roles, as ALTER ROLE set it; a role without one has the authenticator's.
- * @param {import("./database.mjs").Sql} database
- */
-export async function readTimeouts(database) {
-  const rows = await database`
-    select r.rolname as role, split_part(setting, '=', 2) as timeout
-      from pg_db_role_setting s join pg_roles r on r.oid = s.setrole, unnest(s.setconfig) setting
-     where setting like 'statement_timeout=%'`;
-  const timeouts = new Map(rows.map(({ role, timeout }) => [role, timeout]));
-  const general = timeouts.get("authenticator") ?? "8s";
-  for (const role of ["anon", "authenticated", "service_role"]) timeouts.set(role, timeouts.get(role) ?? general);
-  return timeouts;
 }

@@ -27,10 +27,13 @@ export class Auth {
     const admin = ADMIN.exec(url.pathname);
     if (admin && request.method !== "OPTIONS") return this.#admin(request, url, admin[1]);
     if (url.pathname === "/auth/v1/signup" && request.method === "POST") {
-      const body = await request.clone().json().catch(() => ({}));
+      const body = await request.clone().json().catch(() => undefined);
+      if (!body) return json(400, { code: 400, error_code: "bad_json", msg: "Could not parse request body as JSON" });
       if (!body.email && !body.phone && !body.password) return this.#signInAnonymously(request, body.data ?? {});
     }
-    return this.#complete(await this.lite(request));
+    const response = await this.lite(request);
+    if (response.status === 400 && url.searchParams.get("grant_type") === "refresh_token") return withRefreshCode(response);
+    return this.#complete(response);
   }
 
   /**
@@ -177,6 +180,13 @@ export class Auth {
     if (!row) return undefined;
     return Object.fromEntries(Object.entries(row.json).filter(([, value]) => value !== null));
   }
+}
+
+/** A token of a form that lite does not issue is as unknown as any other. @param {Response} response */
+async function withRefreshCode(response) {
+  const body = await response.json();
+  return json(400, body.error_code !== "validation_failed" ? body
+    : { ...body, error_code: "refresh_token_not_found", msg: "Invalid Refresh Token: Refresh Token Not Found" }, response.headers);
 }
 
 /** As GoTrue and lite hash them, so that either can check it. @param {import("postgres").ISql} sql @param {string} password */

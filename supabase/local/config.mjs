@@ -49,7 +49,13 @@ export function readConfig(supabaseDir) {
     functions: Object.fromEntries(Object.entries(file.functions ?? {}).map(([name, said]) =>
       [name, { verifyJwt: said.verify_jwt !== false, enabled: said.enabled !== false }])),
     lite: {
-      api: { enabled: true, schemas: file.api?.schemas ?? ["public"], max_rows: file.api?.max_rows ?? 1000 },
+      api: {
+        enabled: true,
+        schemas: file.api?.schemas ?? ["public"],
+        extra_search_path: file.api?.extra_search_path ?? ["public", "extensions"],
+        max_rows: file.api?.max_rows ?? 1000,
+        pg_safe_update: true, // preloaded on Supabase
+      },
       auth: {
         enabled: true,
         site_url: auth.site_url ?? "http://127.0.0.1:3000",

@@ -5,18 +5,19 @@ import postgres from "postgres";
 /**
  * @typedef {import("postgres").Sql} Sql
  * @typedef {import("postgres").ReservedSql} Connection
- * @typedef {{ max: number, name: string, types?: Record<string, import("postgres").PostgresType> }} PoolOptions
+ * @typedef {{ max: number, name: string, types?: Record<string, import("postgres").PostgresType>,
+ *             onnotice?: (notice: import("postgres").Notice) => void }} PoolOptions
  */
 
 /**
- * For single statements. Comes back by itself after the server was restarted, and says nothing of NOTICEs.
+ * For single statements. Comes back by itself after the server was restarted.
  * @param {string} url @param {PoolOptions} options @param {() => void} [onclose]
  * @returns {Sql}
  */
-export function connect(url, { max, name, types }, onclose) {
+export function connect(url, { max, name, types, onnotice = () => {} }, onclose) {
   return postgres(url, {
     max,
-    onnotice: () => {},
+    onnotice,
     ...(onclose && { onclose }),
     max_lifetime: null,
     backoff: () => 0.1,
@@ -44,7 +45,11 @@ export class Pool {
     this.options = options;
   }
 
-  /** A connection, to be given back by its release(). @returns {Promise<Connection>} */
+  /**
+   * A connection, to be given back by its release(). Its trees are the parse trees that PostgreSQL printed in it (see safeupdate.mjs); once
+   * retired, it is closed after its release.
+   * @returns {Promise<Connection & { trees: string[], retire: () => void }>}
+   */
   async reserve() {
     /** @type {Slot} */
     const slot = this.#take() ?? await new Promise((resolve) => this.#waiting.push(resolve));
@@ -94,7 +99,7 @@ export class Pool {
 
   /** @param {Slot} slot */
   #giveBack(slot) {
-    if (slot.isBroken) this.#discard(slot);
+    if (slot.isBroken || slot.isRetired) this.#discard(slot);
     else this.#idle.push(slot);
     if (this.#waiting.length === 0) return;
     const next = this.#take();
@@ -111,15 +116,19 @@ export class Pool {
 /** One client with one connection. */
 class Slot {
   isBroken = false;
+  isRetired = false;
+  /** @type {string[]} */
+  trees = [];
   /** @type {Connection | undefined} */
   #connection;
 
   /** @param {string} url @param {PoolOptions} options */
   constructor(url, options) {
-    this.client = connect(url, { ...options, max: 1 }, () => (this.isBroken = true));
+    const onnotice = (/** @type {import("postgres").Notice} */ { detail }) => void (detail?.startsWith("{QUERY") && this.trees.push(detail));
+    this.client = connect(url, { ...options, max: 1, onnotice }, () => (this.isBroken = true));
   }
 
-  /** @param {() => void} release @returns {Promise<Connection>} */
+  /** @param {() => void} release @returns {Promise<Connection & { trees: string[], retire: () => void }>} */
   async open(release) {
     const connection = (this.#connection ??= await this.client.reserve());
     let isReleased = false;
@@ -128,6 +137,8 @@ class Slot {
     return Object.assign(whileWhole(connection), {
       unsafe: whileWhole(connection.unsafe),
       json: connection.json,
+      trees: this.trees,
+      retire: () => void (this.isRetired = true),
       release: () => {
         if (isReleased) return;
         isReleased = true;

@@ -56,11 +56,11 @@ async function start(options, log, onKillable) {
     const realtime = new parts.Realtime({ sql, pool, url: postgres.url, keys, log });
     endings.push(() => realtime.stop());
     const [api] = await Promise.all([
-      parts.createApi({ url: postgres.url, config, timeouts: await parts.readTimeouts(sql) }),
+      parts.createApi({ url: postgres.url, config, sql, log }),
       realtime.start(),
     ]);
     endings.push(() => api.close());
-    await sql.listen("pgrst", (word) => void (word === "reload schema" && api.reload()));
+    await sql.listen("pgrst", (word) => void (["", "reload schema", "reload config"].includes(word) && api.reload()));
     const keep = () => Promise.all([parts.keepMessages(sql), parts.keepAnswers(sql)]).catch((error) => log(`upkeep failed: ${error.message}`));
     const upkeep = setInterval(keep, UPKEEP_MS);
     endings.push(() => clearInterval(upkeep));
@@ -81,7 +81,7 @@ async function start(options, log, onKillable) {
     const gateway = parts.createGateway({
       auth: (request, url) => auth.fetch(request, url),
       storage: (request, url) => storage.fetch(request, url),
-      rest: (request) => api.fetch(request),
+      rest: (request, url) => api.rest.fetch(request, url),
       realtime: (request, url) => realtime.fetch(request, url),
       functions: (request, url) => functions.fetch(request, url),
     });

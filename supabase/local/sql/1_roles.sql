@@ -22,6 +22,28 @@ alter role authenticated set statement_timeout = '8s';
 alter role authenticator set statement_timeout = '8s';
 alter role authenticator set lock_timeout = '8s';
 
+-- The gateway's own sessions read and write in one form, whatever a database or another role has set.
+alter role supabase_admin set datestyle = 'ISO, MDY';
+alter role supabase_admin set intervalstyle = 'postgres';
+alter role supabase_admin set timezone = 'UTC';
+alter role supabase_admin set bytea_output = 'hex';
+alter role supabase_admin set extra_float_digits = 1;
+
+-- postgres may configure PostgREST, as it may there: alter role authenticator set pgrst.db_max_rows = '500'. On Supabase an extension allows it.
+do $$
+declare
+  v_name text;
+begin
+  foreach v_name in array string_to_array(
+    'db_aggregates_enabled db_anon_role db_extra_search_path db_hoisted_tx_settings db_max_rows db_plan_enabled db_pre_config db_pre_request '
+    'db_prepared_statements db_root_spec db_schemas db_timezone_enabled db_tx_end jwt_aud jwt_cache_max_entries jwt_role_claim_key jwt_secret '
+    'jwt_secret_is_base64 openapi_mode openapi_security_active openapi_server_proxy_uri server_cors_allowed_origins server_timing_enabled '
+    'server_trace_header', ' ')
+  loop
+    execute format('grant set on parameter %I to postgres', 'pgrst.' || v_name);
+  end loop;
+end $$;
+
 alter database postgres owner to postgres;
 alter database postgres set search_path = "$user", public, extensions;
 

@@ -1,4 +1,25 @@
--- Around the tables of schema auth (these come from @supabase/lite): who is asking, and who may touch the tables.
+-- Around the tables of schema auth (these come from @supabase/lite): columns that seeds and dumps name, who is asking, and who may touch
+-- the tables.
+
+alter table auth.users
+  add column instance_id uuid,
+  add column is_super_admin boolean,
+  alter column phone_change set default '',
+  alter column phone_change_token set default '',
+  alter column email_change_token_current set default '',
+  alter column reauthentication_token set default '';
+
+-- GoTrue looks for lower(email), lite for email.
+create function auth.lower_email() returns trigger language plpgsql set search_path = '' as $$
+begin
+  new.email := lower(new.email);
+  return new;
+end $$;
+create trigger lower_email before insert or update of email on auth.users for each row execute function auth.lower_email();
+
+alter table auth.identities alter column id set default gen_random_uuid();
+alter table auth.refresh_tokens add column instance_id uuid;
+alter table auth.audit_log_entries add column instance_id uuid;
 
 create or replace function auth.jwt() returns jsonb language sql stable as $$
   select coalesce(nullif(current_setting('request.jwt.claim', true), ''),
