@@ -1,9 +1,9 @@
-// Private channels: one for each topic and client, however many listen, since supabase-js knows only one channel of a name, too. What ends
-// or silences them (an expired token, a sleep, a dead connection) is overcome here, as far as supabase-js does not.
+// One private channel for each topic and client, however many listen: supabase-js knows only one channel of a name, too. What ends or
+// silences a channel (an expired token, a sleep, a dead connection) is overcome here, as far as supabase-js does not do it.
 
 import type { RealtimeChannel } from '@supabase/supabase-js'
-import { SDXLError } from './errors.ts'
-import { onAuth, renew, retryRefresh, tokenOf } from './session.ts'
+import type { SDXLError } from './errors.ts'
+import { renewedToken, tokenOf } from './session.ts'
 import type { Supabase } from './types.ts'
 import { onWake } from './wake.ts'
 
@@ -14,50 +14,27 @@ export interface Listener {
   onJoined?(joined: boolean): void
   /** The page or the machine woke: what was sent meanwhile may be gone, although the channel seems to be joined. */
   onWake?(): void
-  /** The session has ended, and nothing more will be heard. */
+  /** The session has ended: nothing more will be heard. */
   onSignedOut?(): void
 }
 
-interface Topic {
-  listeners: Set<Listener>
-  listen(listener: Listener): () => void
-  /** Joins at once where supabase-js would wait, or has given up. */
-  rejoin(): void
-}
+type Topic = (listener: Listener) => () => void
 
-interface Connection {
-  topics: Map<string, Topic>
-  /** The server refused the token of a join. */
-  refused(): void
-  end(): void
-}
+const REOPEN_MS = 3000
+/** How long a heartbeat may stay unanswered after waking; by itself supabase-js waits for 25 s. */
+const PROBE_MS = 3000
 
-const REOPEN_MS = 3_000
-const PROBE_MS = 3_000
-/** Between two tries to renew the session while the network is away. */
-const LONGEST_PAUSE_MS = 4_000
-/** Between two renewals of a session whose tokens are refused: the server's clock may be wrong. */
-const RENEW_MS = 10_000
-/** https://github.com/supabase/realtime, lib/realtime_web/channels/realtime_channel.ex: `InvalidJWTToken: Token has expired 2 seconds ago` */
-const TOKEN_REFUSED = /^(\w*JWT\w*|JwtSign\w+): |^Token has expired/i
-
-const connections = new WeakMap<Supabase, Connection>()
+const topics = new WeakMap<Supabase, Map<string, Topic>>()
+const recoveries = new WeakMap<Supabase, Promise<void>>()
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
 
 /** Listens until the returned function is called. */
 export function listen(supabase: Supabase, name: string, listener: Listener): () => void {
-  const connection = connections.get(supabase) ?? createConnection(supabase)
-  connections.set(supabase, connection)
-  const { topics } = connection
-  const onLeft = (): void => {
-    topics.delete(name)
-    if (topics.size) return
-    connections.delete(supabase)
-    connection.end()
-  }
-  const topic = topics.get(name) ?? createTopic(supabase, name, connection.refused, onLeft)
-  topics.set(name, topic)
-  return topic.listen(listener)
+  const known = topics.get(supabase) ?? new Map<string, Topic>()
+  topics.set(supabase, known)
+  const topic = known.get(name) ?? createTopic(supabase, name, () => known.delete(name))
+  known.set(name, topic)
+  return topic(listener)
 }
 
 /** While it hangs up, supabase-js would not connect anew, and some versions never would. */
@@ -65,77 +42,26 @@ async function untilDisconnected({ realtime }: Supabase): Promise<void> {
   while (realtime.isDisconnecting?.()) await sleep(50)
 }
 
-function createConnection(supabase: Supabase): Connection {
-  const { realtime } = supabase
-  const topics: Connection['topics'] = new Map()
-  let waking: Promise<void> | undefined
-  let renewedAt = 0
-  const each = (act: (listener: Listener) => void): void => {
-    for (const { listeners } of topics.values()) for (const listener of listeners) act(listener)
-  }
-  const rejoin = (): void => {
-    for (const topic of topics.values()) topic.rejoin()
-  }
-  const onFailure = (error: unknown): void => {
-    if (error instanceof SDXLError && error.retryable) return
-    each((listener) => listener.onSignedOut?.())
-  }
-
-  const reconnect = async (): Promise<void> => {
-    await realtime.disconnect()
-    await untilDisconnected(supabase)
-    realtime.connect()
-  }
-
-  /** First the session, then the connection, then the channels: a join with an old token would be refused, and the others wait for it. */
-  const recover = async (): Promise<void> => {
-    for (let pause = 500; topics.size; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
-      retryRefresh(supabase)
-      const error = await tokenOf(supabase).then(
-        () => undefined,
-        (reason: unknown) => reason,
-      )
-      if (error) onFailure(error)
-      if (!(error instanceof SDXLError && error.retryable)) break
-      await sleep(pause)
-    }
-    await realtime.setAuth()
-    if (!topics.size) return
-    if (!realtime.isConnected() && !realtime.isConnecting()) await reconnect()
-    rejoin()
-    if (!realtime.pendingHeartbeatRef) void realtime.sendHeartbeat()
-    const beat = realtime.pendingHeartbeatRef
-    await sleep(PROBE_MS)
-    if (!topics.size) return
-    if (!realtime.isConnected()) await reconnect()
-    // unanswered: with a second heartbeat it takes the connection for dead, and makes another
-    else if (beat && realtime.pendingHeartbeatRef === beat) void realtime.sendHeartbeat()
-  }
-
-  const endings = [
-    onWake(() => {
-      each((listener) => listener.onWake?.())
-      waking ??= recover().finally(() => (waking = undefined))
-    }),
-    onAuth(supabase, (event) => {
-      if (event === 'SIGNED_OUT') each((listener) => listener.onSignedOut?.())
-      if (event === 'TOKEN_REFRESHED' || event === 'SIGNED_IN') rejoin()
-    }),
-  ]
-  return {
-    topics,
-    refused: () => {
-      if (Date.now() - renewedAt < RENEW_MS) return
-      renewedAt = Date.now()
-      renew(supabase, realtime.accessTokenValue).catch(onFailure)
-    },
-    end: () => {
-      for (const end of endings) end()
-    },
-  }
+async function reconnect(supabase: Supabase): Promise<void> {
+  await supabase.realtime.disconnect()
+  await untilDisconnected(supabase)
+  supabase.realtime.connect()
 }
 
-function createTopic(supabase: Supabase, name: string, onRefused: () => void, onLeft: () => void): Topic {
+/** Replaces a connection that is closed, or whose heartbeat is not answered; the channels on it are joined again. */
+async function recover(supabase: Supabase): Promise<void> {
+  const { realtime } = supabase
+  if (realtime.connectionState() === 'closed') await reconnect(supabase)
+  if (!realtime.pendingHeartbeatRef) void realtime.sendHeartbeat()
+  const beat = realtime.pendingHeartbeatRef
+  await sleep(PROBE_MS)
+  if (!supabase.getChannels().length) return
+  if (!realtime.isConnected()) await reconnect(supabase)
+  // at a second heartbeat while one is unanswered, supabase-js takes the connection for dead and makes another
+  else if (beat && realtime.pendingHeartbeatRef === beat) void realtime.sendHeartbeat()
+}
+
+function createTopic(supabase: Supabase, name: string, onLeft: () => void): Topic {
   const listeners = new Set<Listener>()
   const heard = new WeakSet<RealtimeChannel>()
   let channel: RealtimeChannel | undefined
@@ -143,16 +69,30 @@ function createTopic(supabase: Supabase, name: string, onRefused: () => void, on
   let joined = false
   let leaving: Promise<unknown> = Promise.resolve()
   let timer: ReturnType<typeof setTimeout>
+  let retry: ReturnType<typeof setTimeout>
+  let stopWaking: () => void
 
   const tell = (now: boolean): void => {
     if (!now && !joined) return
     joined = now
     for (const listener of listeners) listener.onJoined?.(now)
   }
+  /** Whether there is a session, or none any more; false while the network keeps it from being renewed. */
+  const settle = async (token: Promise<string | null>): Promise<boolean> => {
+    const found = await token.catch((error: SDXLError) => error)
+    const isAway = (found as SDXLError | null)?.retryable
+    if (typeof found !== 'string' && !isAway) for (const listener of listeners) listener.onSignedOut?.()
+    return !isAway
+  }
   const reopen = (ms: number): void => {
     channel = undefined
     clearTimeout(timer)
     timer = setTimeout(open, ms)
+  }
+  const leave = (): void => {
+    const left = channel
+    channel = undefined
+    if (left) leaving = supabase.removeChannel(left)
   }
 
   const open = async (): Promise<void> => {
@@ -169,52 +109,62 @@ function createTopic(supabase: Supabase, name: string, onRefused: () => void, on
     if (!heard.has(mine)) {
       heard.add(mine)
       mine.on('broadcast', { event: '*' }, ({ event, payload }) => {
-        if (mine === channel) for (const listener of listeners) listener.onMessage(event, payload)
+        for (const listener of listeners) listener.onMessage(event, payload)
       })
-      // its owner is told how it fares, and nobody else: Phoenix's own events say it, too
-      for (const event of known ? ['phx_error', 'phx_close'] : []) {
-        mine.on(event as 'system', {}, () => {
-          if (mine !== channel) return
-          tell(false)
-          reopen(REOPEN_MS)
-        })
+      const onLost = (): void => {
+        if (mine !== channel) return
+        tell(false)
+        reopen(REOPEN_MS)
       }
+      // how the page's channel fares is told to the page alone, and by Phoenix's own events
+      if (known) for (const event of ['phx_error', 'phx_close']) mine.on(event as 'system', {}, onLost)
     }
-    if (known?.state === 'joined') return tell(true)
-    if (known) return reopen(REOPEN_MS)
+    if (known) return known.state === 'joined' ? tell(true) : reopen(REOPEN_MS)
     mine.subscribe((status, error) => {
       if (mine !== channel) return
       tell(status === 'SUBSCRIBED')
-      if (status === 'CHANNEL_ERROR' && TOKEN_REFUSED.test(error?.message ?? '')) onRefused()
+      // https://github.com/supabase/realtime, realtime_channel.ex: `InvalidJWTToken: Token has expired 2 seconds ago`
+      if (error)
+        void settle(/JWT|^Jwt/.test(error.message) ? renewedToken(supabase, supabase.realtime.accessTokenValue) : tokenOf(supabase))
       if (status === 'CLOSED') reopen(REOPEN_MS) // anything else supabase-js tries again by itself
     })
   }
 
-  const leave = (): void => {
-    clearTimeout(timer)
-    const left = channel
-    channel = undefined
-    joined = false
-    if (left) leaving = supabase.removeChannel(left)
+  /** The session first: a join with the old token would be refused, after seconds in which the whole connection waits. */
+  const wake = async (): Promise<void> => {
+    for (const listener of listeners) listener.onWake?.()
+    clearTimeout(retry)
+    Object.assign(supabase.auth, { lastRefreshFailure: null }) // which auth-js would repeat for a minute, though the network may be back
+    const isSettled = await settle(tokenOf(supabase))
+    if (isSettled) await supabase.realtime.setAuth()
+    else if (listeners.size) retry = setTimeout(wake, REOPEN_MS)
+    if (!isSettled || !listeners.size) return
+    if (isOurs && channel?.state === 'errored') leave()
+    if (!channel) reopen(0)
+    if (!recoveries.has(supabase))
+      recoveries.set(
+        supabase,
+        recover(supabase).finally(() => recoveries.delete(supabase)),
+      )
   }
 
-  return {
-    listeners,
-    listen: (listener) => {
-      listeners.add(listener)
-      if (joined) listener.onJoined?.(true)
-      if (listeners.size === 1) void open()
-      return () => {
-        listeners.delete(listener)
-        if (listeners.size || !isOurs) return
-        leave()
-        void leaving.then(() => listeners.size || onLeft())
-      }
-    },
-    rejoin: () => {
-      if (!listeners.size) return
-      if (isOurs && channel?.state === 'errored') leave()
-      if (!channel) reopen(0)
-    },
+  return (listener) => {
+    listeners.add(listener)
+    if (joined) listener.onJoined?.(true)
+    if (listeners.size === 1) {
+      stopWaking = onWake(wake)
+      void open()
+    }
+    return () => {
+      listeners.delete(listener)
+      if (listeners.size) return
+      stopWaking()
+      clearTimeout(retry)
+      if (!isOurs) return
+      clearTimeout(timer)
+      leave()
+      joined = false
+      void leaving.then(() => listeners.size || onLeft())
+    }
   }
 }

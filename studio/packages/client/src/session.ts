@@ -14,18 +14,6 @@ interface Reply<T> {
 const issuerOf = (supabase: Supabase): (() => Promise<string | null>) | undefined =>
   (supabase as unknown as { accessToken?: () => Promise<string | null> }).accessToken
 
-/** Calls back on each change of the session, by supabase-js's names, until the returned function is called. */
-export function onAuth(supabase: Supabase, act: (event: string) => void): () => void {
-  if (issuerOf(supabase)) return () => {}
-  const { subscription } = supabase.auth.onAuthStateChange(act).data
-  return () => subscription.unsubscribe()
-}
-
-/** Forgets a failed refresh, which auth-js would repeat for a minute although the network may be back. */
-export function retryRefresh(supabase: Supabase): void {
-  if (!issuerOf(supabase)) Object.assign(supabase.auth, { lastRefreshFailure: null })
-}
-
 /**
  * The user's access token, renewed when it is about to expire; null where nobody is signed in. Throws `not_signed_in` where the session
  * cannot be renewed any more, and a retryable error where it cannot be renewed now.
@@ -45,11 +33,19 @@ export async function userIdOf(supabase: Supabase): Promise<string> {
   return JSON.parse(atob(claims.replaceAll('-', '+').replaceAll('_', '/'))).sub
 }
 
-/** Renews a session whose token the server refuses, whatever the clock of this machine says of it; unless that was done meanwhile. */
-export async function renew(supabase: Supabase, refused: string | null): Promise<void> {
-  if ((await tokenOf(supabase)) !== refused || issuerOf(supabase)) return
+/**
+ * The access token in place of one that the server refuses: the session is renewed, whatever the clock of this machine says of it, unless
+ * that was done meanwhile. Throws as `tokenOf` does.
+ */
+export async function renewedToken(supabase: Supabase, refused: string | null): Promise<string | null> {
+  const token = await tokenOf(supabase)
+  if (!token || token !== refused || issuerOf(supabase)) return token
   const { error } = await supabase.auth.refreshSession()
-  if (error) throw asSDXLError(error)
+  const failure = error && asSDXLError(error)
+  // what the server takes neither token of is over; by its clock, supabase-js may still hold it for valid
+  if (failure?.code === 'not_signed_in') await supabase.auth.signOut({ scope: 'local' })
+  if (failure) throw failure
+  return tokenOf(supabase)
 }
 
 /** The data of a reply. A request that is refused for its token is sent once more, with a new one; other errors are thrown. */
@@ -60,6 +56,6 @@ export async function request<T>(supabase: Supabase, send: () => PromiseLike<Rep
     if (!error) return data as T
     const refusal = asSDXLError(error, status)
     if (again || !token || refusal.code !== 'not_signed_in') throw refusal
-    await renew(supabase, token)
+    await renewedToken(supabase, token)
   }
 }
