@@ -36,9 +36,15 @@ def node() -> Path:
 
 @contextmanager
 def embedded_supabase(
-    *, data_dir: Path | None = None, functions_env: Path | None = None, reset: bool = False, quiet: bool = True
+    *,
+    data_dir: Path | None = None,
+    functions_env: Path | None = None,
+    jwt_expiry_seconds: int | None = None,
+    reset: bool = False,
+    quiet: bool = True,
 ) -> Iterator[EmbeddedSupabase]:
-    """Starts it on free ports and stops it at the end. `functions_env` is a file of settings for the Edge Functions.
+    """Starts it on free ports and stops it at the end. `functions_env` is a file of settings for the Edge Functions;
+    `jwt_expiry_seconds` is how long a user's access token is valid, in place of config.toml's.
 
     Raises SettingsInvalid with its own words when it cannot start.
     """
@@ -47,6 +53,8 @@ def embedded_supabase(
         command += ["--data-dir", str(data_dir)]
     if functions_env:
         command += ["--functions-env", str(functions_env)]
+    if jwt_expiry_seconds:
+        command += ["--jwt-expiry", str(jwt_expiry_seconds)]
     if reset:
         command += ["--reset"]
     if quiet:

@@ -83,7 +83,7 @@ export class Functions {
     const token = /^Bearer\s+(.+)$/i.exec(request.headers.get("authorization") ?? "")?.[1];
     if (!token) return json(401, { code: "UNAUTHORIZED_NO_AUTH_HEADER", message: "Missing authorization header" });
     try {
-      if (this.keys.isKey(token)) throw new TokenError();
+      if (this.keys.isKey(token)) throw new TokenError("an API key is no token");
       await this.keys.claims(token);
       return undefined;
     } catch {

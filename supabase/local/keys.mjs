@@ -7,9 +7,18 @@ import { errors, jwtVerify, SignJWT } from "jose";
  * @typedef {import("./config.mjs").Config} Config
  */
 
-/** A token that is not accepted; the message is what the real servers say. */
+/**
+ * A bearer token or API key that is refused. `message` and `code` are Realtime's; `cause` is the verifier's error, whose message the
+ * Storage server answers with. An error without a cause is about the API key.
+ */
 export class TokenError extends Error {
   name = "TokenError";
+
+  /** @param {string} message @param {{ code?: string, cause?: unknown }} [options] */
+  constructor(message, { code = "InvalidJWTToken", cause } = {}) {
+    super(message, { cause });
+    this.code = code;
+  }
 }
 
 export class Keys {
@@ -29,17 +38,19 @@ export class Keys {
     try {
       const { payload } = await jwtVerify(token, this.#secret, { algorithms: ["HS256"] });
       if (typeof payload.role !== "string" || payload.exp === undefined) {
-        throw new TokenError("Fields `role` and `exp` are required in JWT");
+        throw new Error("Fields `role` and `exp` are required in JWT");
       }
       return /** @type {Claims} */ (payload);
-    } catch (error) {
-      if (error instanceof errors.JWTExpired) {
-        const ago = Math.max(0, Math.floor(Date.now() / 1000) - Number(error.payload.exp));
-        throw new TokenError(`Token has expired ${ago} seconds ago`);
+    } catch (cause) {
+      if (cause instanceof errors.JWTExpired) {
+        const ago = Math.max(0, Math.floor(Date.now() / 1000) - Number(cause.payload.exp));
+        throw new TokenError(`Token has expired ${ago} seconds ago`, { cause });
       }
-      if (error instanceof errors.JWSSignatureVerificationFailed) throw new TokenError("Failed to validate JWT signature");
-      if (error instanceof TokenError) throw error;
-      throw new TokenError("The token provided is not a valid JWT");
+      if (cause instanceof errors.JWSSignatureVerificationFailed) {
+        throw new TokenError("Failed to validate JWT signature", { code: "JwtSignatureError", cause });
+      }
+      if (cause instanceof errors.JOSEError) throw new TokenError("The token provided is not a valid JWT", { code: "MalformedJWT", cause });
+      throw new TokenError(/** @type {Error} */ (cause).message, { cause });
     }
   }
 

@@ -19,6 +19,7 @@ async function start(options, log, onKillable) {
   checkSupabaseDir(options.supabaseDir);
   const parts = await load();
   const config = parts.readConfig(options.supabaseDir);
+  config.lite.auth.jwt_expiry = options.jwtExpiry ?? config.lite.auth.jwt_expiry;
   const { dataDir } = options;
 
   mkdirSync(dataDir, { recursive: true });
@@ -53,7 +54,7 @@ async function start(options, log, onKillable) {
     }
 
     const keys = new parts.Keys(config);
-    const realtime = new parts.Realtime({ sql, pool, url: postgres.url, keys, log });
+    const realtime = new parts.Realtime({ sql, pool, url: postgres.url, keys, joinErrorDelayMs: options.joinErrorDelayMs, log });
     endings.push(() => realtime.stop());
     const [api] = await Promise.all([
       parts.createApi({ url: postgres.url, config, sql, log }),

@@ -17,6 +17,9 @@ export const USAGE = `Usage: node supabase/local/main.mjs [options]
   --port N            of the API; 0 takes a free one (default 0)
   --db-port N         of PostgreSQL; 0 takes a free one (default 0)
   --functions-env FILE  what the Edge Functions find in their environment (default: functions/.env there, if any)
+  --jwt-expiry N      seconds that a user's access token is valid, in place of config.toml's [auth] jwt_expiry
+  --join-error-delay N  milliseconds until Realtime answers a refused join and whatever came after it on that connection (default 0;
+                      the hosted one takes 5000)
   --reset             throw the data away first
   --quiet             print nothing but the ready line and errors
   --watch-stdin       stop when standard input ends, that is, when the parent process does
@@ -29,6 +32,8 @@ export const USAGE = `Usage: node supabase/local/main.mjs [options]
  * @property {number} port
  * @property {number} dbPort
  * @property {string | undefined} functionsEnv
+ * @property {number | undefined} jwtExpiry in seconds
+ * @property {number} joinErrorDelayMs
  * @property {boolean} reset
  * @property {boolean} quiet
  * @property {boolean} watchStdin
@@ -50,6 +55,8 @@ export function readOptions(argv) {
         port: { type: "string", default: "0" },
         "db-port": { type: "string", default: "0" },
         "functions-env": { type: "string" },
+        "jwt-expiry": { type: "string" },
+        "join-error-delay": { type: "string", default: "0" },
         reset: { type: "boolean", default: false },
         quiet: { type: "boolean", default: false },
         "watch-stdin": { type: "boolean", default: false },
@@ -62,9 +69,11 @@ export function readOptions(argv) {
   return {
     dataDir: resolve(values["data-dir"]),
     supabaseDir: resolve(values["supabase-dir"]),
-    port: readPort("--port", values.port),
-    dbPort: readPort("--db-port", values["db-port"]),
+    port: readNumber("--port", values.port, 0, 65_535),
+    dbPort: readNumber("--db-port", values["db-port"], 0, 65_535),
     functionsEnv: values["functions-env"] && resolve(values["functions-env"]),
+    jwtExpiry: values["jwt-expiry"] === undefined ? undefined : readNumber("--jwt-expiry", values["jwt-expiry"], 1, 604_800),
+    joinErrorDelayMs: readNumber("--join-error-delay", values["join-error-delay"], 0, 60_000),
     reset: values.reset,
     quiet: values.quiet,
     watchStdin: values["watch-stdin"],
@@ -72,13 +81,13 @@ export function readOptions(argv) {
   };
 }
 
-/** @param {string} name @param {string} text */
-function readPort(name, text) {
-  const port = Number(text);
-  if (!Number.isInteger(port) || port < 0 || port > 65535) {
-    throw new Failure(`${name} must be a number from 0 to 65535, not ${text}.`);
+/** @param {string} name @param {string} text @param {number} least @param {number} most */
+function readNumber(name, text, least, most) {
+  const number = Number(text);
+  if (!Number.isInteger(number) || number < least || number > most) {
+    throw new Failure(`${name} must be a number from ${least} to ${most}, not ${text}.`);
   }
-  return port;
+  return number;
 }
 
 /** Says what is missing, in the order in which a newcomer meets it. */

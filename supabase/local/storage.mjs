@@ -1,7 +1,7 @@
 // Around @supabase/lite's Storage: what it answers otherwise than Supabase's.
 
 import { json } from "./answers.mjs";
-import { actAs } from "./keys.mjs";
+import { actAs, TokenError } from "./keys.mjs";
 
 /**
  * @typedef {(request: Request) => Promise<Response>} Fetch
@@ -18,6 +18,8 @@ export class Storage {
   /** @param {Request} request @param {URL} url @returns {Promise<Response>} */
   async fetch(request, url) {
     const path = url.pathname.slice("/storage/v1".length);
+    const refused = await this.#verify(request, url, path);
+    if (refused) return refused;
     const list = /^\/object\/list\/([^/]+)$/.exec(path);
     if (list && request.method === "POST") return this.#list(request, decodeURIComponent(list[1]));
     const signMany = /^\/object\/sign\/[^/]+$/.test(path);
@@ -35,6 +37,22 @@ export class Storage {
       response.headers.set("content-disposition", `attachment; filename*=UTF-8''${encodeURIComponent(name)}`);
     }
     return response;
+  }
+
+  /**
+   * Refuses a bearer token that is not valid in the real server's form, which has row security's status and code
+   * (https://github.com/supabase/storage, src/http/plugins/jwt.ts). Public objects and signed URLs need no token.
+   * @param {Request} request @param {URL} url @param {string} path
+   */
+  async #verify(request, url, path) {
+    if (request.method === "OPTIONS" || url.searchParams.has("token") || /^\/object\/(info\/)?public\//.test(path)) return undefined;
+    try {
+      await this.keys.claimsOf(request);
+    } catch (error) {
+      if (!(error instanceof TokenError && error.cause instanceof Error)) throw error;
+      return refusal("403", "Unauthorized", error.cause.message, "AccessDenied");
+    }
+    return undefined;
   }
 
   /** lite takes the call for many as one for the object without a name. @param {Request} request @param {URL} url */
@@ -88,5 +106,5 @@ function mendSigned({ signedUrl, token }) {
   return token === undefined ? { signedURL: url } : { url, token }; // the latter is a place to upload to
 }
 
-/** @param {string} statusCode @param {string} error @param {string} message */
-export const refusal = (statusCode, error, message) => json(400, { statusCode, error, message });
+/** @param {string} statusCode @param {string} error @param {string} message @param {string} [code] */
+export const refusal = (statusCode, error, message, code) => json(400, { statusCode, ...(code && { code }), error, message });

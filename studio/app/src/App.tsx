@@ -3,10 +3,12 @@
 import { Center, Loader } from '@mantine/core'
 import { SignIn } from './SignIn.tsx'
 import { Studio } from './Studio.tsx'
+import { useServices } from './services.ts'
 import { useSession } from './session.ts'
 
 export function App() {
-  const session = useSession()
+  const { session, ended } = useSession()
+  const { drafts } = useServices()
   if (session === undefined) {
     return (
       <Center mih="100dvh">
@@ -14,5 +16,7 @@ export function App() {
       </Center>
     )
   }
-  return session ? <Studio key={session.user.id} session={session} /> : <SignIn />
+  if (session) return <Studio key={session.user.id} session={session} />
+  // who signs out keeps nothing; a session that ended by itself leaves its draft
+  return <SignIn ended={ended && drafts.has(ended.user.id) ? ended : undefined} />
 }

@@ -16,7 +16,7 @@ const SCHEMES = {
 } as const
 
 export function Header({ session, page }: { session: Session; page: Page }) {
-  const { supabase } = useServices()
+  const { supabase, drafts } = useServices()
   const { colorScheme, setColorScheme } = useMantineColorScheme()
   const { label, Icon, next } = SCHEMES[colorScheme]
   return (
@@ -45,7 +45,10 @@ export function Header({ session, page }: { session: Session; page: Page }) {
               size={36}
               aria-label="Sign out"
               title="Sign out"
-              onClick={() => void supabase.auth.signOut({ scope: 'local' })}
+              onClick={() => {
+                drafts.clear()
+                void supabase.auth.signOut({ scope: 'local' })
+              }}
             >
               <IconLogout size={20} />
             </ActionIcon>

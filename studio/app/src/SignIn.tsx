@@ -1,14 +1,16 @@
 import { Alert, Anchor, Button, Center, Paper, PasswordInput, Stack, Text, TextInput, Title } from '@mantine/core'
+import type { Session } from '@supabase/supabase-js'
 import { type FormEvent, useState } from 'react'
 import { useServices } from './services.ts'
 import { authSentence } from './session.ts'
 
 const LEAST_CHARACTERS = 6
 
-export function SignIn() {
+/** `ended` is the session that ended by itself, and left what was typed. */
+export function SignIn({ ended }: { ended: Session | undefined }) {
   const { supabase } = useServices()
   const [isNew, setIsNew] = useState(false)
-  const [email, setEmail] = useState('')
+  const [email, setEmail] = useState(ended?.user.email ?? '')
   const [password, setPassword] = useState('')
   const [busy, setBusy] = useState(false)
   const [told, setTold] = useState<{ email?: string; password?: string; failure?: string; notice?: string }>({})
@@ -46,6 +48,11 @@ export function SignIn() {
               </Title>
               <Text c="dimmed">{isNew ? 'Make an account to paint pictures.' : 'Sign in to paint pictures.'}</Text>
             </div>
+            {ended && (
+              <Alert color="yellow" role="status">
+                Your session has ended. Sign in to go on: what you typed is kept.
+              </Alert>
+            )}
             {told.failure && (
               <Alert color="red" role="alert">
                 {told.failure}

@@ -42,7 +42,7 @@ export function Studio({ session }: { session: Session }) {
         ) : (
           jobs && (
             <JobsContext value={jobs}>
-              <Workplace />
+              <Workplace userId={session.user.id} />
             </JobsContext>
           )
         )}
@@ -51,12 +51,13 @@ export function Studio({ session }: { session: Session }) {
   )
 }
 
-function Workplace() {
-  const { pictures } = useServices()
+function Workplace({ userId }: { userId: string }) {
+  const { pictures, drafts } = useServices()
   const jobs = useJobs()
   const list = useList()
   const { online } = useNetwork()
-  const [wish, setWish] = useState<Wish>(EMPTY)
+  const [wish, setWish] = useState<Wish>(() => drafts.get(userId) ?? EMPTY)
+  useEffect(() => void drafts.set(userId, wish), [drafts, userId, wish])
   const [chosen, setChosen] = useState<readonly Finished[]>([])
   const [isComparing, setComparing] = useState(false)
   const [openKey, setOpenKey] = useState<string>()

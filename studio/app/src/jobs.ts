@@ -43,6 +43,7 @@ export class Jobs {
   readonly #listeners = new Set<() => void>()
   #list: List = { jobs: [], isLoading: false, isComplete: false, failure: undefined, isHeard: undefined }
   #oldest: SDXLJob | undefined
+  #listings = 0
 
   constructor(sdxl: SDXLClient) {
     this.#sdxl = sdxl
@@ -63,7 +64,9 @@ export class Jobs {
         for await (const event of this.#sdxl.watchJobs({ signal })) {
           if (event.type === 'state') this.put(event.job)
           else this.#change({ isHeard: event.type === 'joined' })
-          if (event.type === 'joined') void this.#newest()
+          if (event.type !== 'joined') continue
+          if (this.#list.failure) void this.more()
+          void this.#newest()
         }
       } catch {
         await new Promise((resolve) => setTimeout(resolve, TRY_AGAIN_MS)) // signed out, or on the way there
@@ -101,18 +104,23 @@ export class Jobs {
     }
   }
 
+  /** Lists what is new, and what may have changed: down to a known job, and to the oldest one that had not ended. */
   async #newest(): Promise<void> {
     if (!this.#oldest && !this.#list.isComplete) return // the first page is not there yet, and will have it all
-    let page: SDXLJob[] = []
+    const mine = ++this.#listings // a later one has it all, too
+    const oldest = this.#list.jobs.findLast((job) => !isFinished(job))
+    let last: SDXLJob | undefined
     let isMet = false
-    try {
-      do {
-        page = await this.#sdxl.listJobs({ before: page.at(-1), limit: PAGE })
-        isMet = page.some(({ id }) => this.#known.has(id))
+    while (mine === this.#listings && !this.#over.signal.aborted) {
+      try {
+        const page = await this.#sdxl.listJobs({ before: last, limit: PAGE })
+        isMet ||= page.some(({ id }) => this.#known.has(id))
         this.put(...page)
-      } while (!isMet && page.length === PAGE)
-    } catch {
-      // Realtime is back and REST is not: the next join brings it
+        last = page.at(-1)
+        if (!last || page.length < PAGE || (isMet && (!oldest || isNewerFirst(last, oldest) >= 0))) return
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, TRY_AGAIN_MS)) // Realtime is back, and REST is not yet
+      }
     }
   }
 

@@ -4,15 +4,23 @@ import type { AuthError, Session } from '@supabase/supabase-js'
 import { useEffect, useState } from 'react'
 import { useServices } from './services.ts'
 
-/** Undefined until it is known. */
-export function useSession(): Session | null | undefined {
+interface Access {
+  /** Undefined until it is known. */
+  session?: Session | null
+  /** The one before, where there is none now. */
+  ended?: Session | undefined
+}
+
+export function useSession(): Access {
   const { supabase } = useServices()
-  const [session, setSession] = useState<Session | null>()
+  const [access, setAccess] = useState<Access>({})
   useEffect(() => {
-    const { data } = supabase.auth.onAuthStateChange((_, session) => setSession(session))
+    const { data } = supabase.auth.onAuthStateChange((_, session) =>
+      setAccess((before) => (session ? { session } : { session, ended: before.session ?? before.ended })),
+    )
     return () => data.subscription.unsubscribe()
   }, [supabase])
-  return session
+  return access
 }
 
 /** Who may see workers and the queue: `app_metadata` can be written with the service key alone. */

@@ -1,5 +1,6 @@
 // One topic joined on one websocket: what it may hear and say, until it is left.
 
+import { setTimeout as sleep } from "node:timers/promises";
 import { idOf } from "./changes.mjs";
 import { mayRead, mayWrite } from "./authorize.mjs";
 import { TokenError } from "../keys.mjs";
@@ -53,6 +54,7 @@ export class Channel {
       await this.#authorize();
     } catch (error) {
       this.close();
+      await sleep(this.services.joinErrorDelayMs);
       return this.reply(ref, "error", { reason: reasonOf(error) });
     }
     if (this.#closed) return; // left, or joined anew, meanwhile
@@ -165,6 +167,6 @@ const isTrue = (value) => value === true || (typeof value === "string" && value.
 function reasonOf(error) {
   const { message } = /** @type {Error} */ (error);
   if (error instanceof Refusal) return message.startsWith("You do not have") ? `Unauthorized: ${message}` : message;
-  if (error instanceof TokenError) return `InvalidJWTToken: ${message}`;
+  if (error instanceof TokenError) return `${error.code}: ${message}`;
   return "UnableToConnectToProject: Realtime was unable to connect to the project database";
 }

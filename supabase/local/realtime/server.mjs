@@ -15,7 +15,7 @@ import { Visibility } from "./visibility.mjs";
  * @typedef {import("../database.mjs").Pool} Pool
  * @typedef {import("../keys.mjs").Keys} Keys
  * @typedef {(line: string) => void} Log
- * @typedef {{ pool: Pool, keys: Keys, hub: Hub, changes: Changes, log: Log }} Services
+ * @typedef {{ pool: Pool, keys: Keys, hub: Hub, changes: Changes, log: Log, joinErrorDelayMs: number }} Services
  */
 
 const PATH = "/realtime/v1/websocket";
@@ -26,13 +26,13 @@ export class Realtime {
   #published = Promise.resolve();
   #websockets = new WebSocketServer({ noServer: true, perMessageDeflate: false });
 
-  /** @param {{ sql: Sql, pool: Pool, url: string, keys: Keys, log: Log }} parts */
-  constructor({ sql, pool, url, keys, log }) {
+  /** @param {{ sql: Sql, pool: Pool, url: string, keys: Keys, joinErrorDelayMs: number, log: Log }} parts */
+  constructor({ sql, pool, url, keys, joinErrorDelayMs, log }) {
     const hub = new Hub();
     const visibility = new Visibility(sql);
     const changes = new Changes({ sql, visibility, log });
     /** @type {Services} */
-    this.services = { pool, keys, hub, changes, log };
+    this.services = { pool, keys, hub, changes, log, joinErrorDelayMs };
     this.replication = new Replication({
       url,
       log,

@@ -14,6 +14,8 @@ export class Socket {
   /** @type {Map<string, Channel>} by topic */
   #channels = new Map();
   #heard = Date.now();
+  /** @type {Promise<void>} the join under way: as in Phoenix, what comes later on this connection waits until it is answered */
+  #joining = Promise.resolve();
 
   /**
    * @param {import("ws").WebSocket} ws @param {import("./server.mjs").Services} services
@@ -43,10 +45,11 @@ export class Socket {
     } catch {
       return this.ws.close(1003, "not a Phoenix message");
     }
-    this.#dispatch(message).catch((error) => {
+    const done = this.#joining.then(() => this.#dispatch(message)).catch((error) => {
       this.services.log(`${message.event} on ${message.topic} failed: ${error.message}`);
       this.#reply(message, "error", { reason: "UnableToConnectToProject: Realtime was unable to connect to the project database" });
     });
+    if (message.event === "phx_join") this.#joining = done;
   }
 
   /** @param {Message} message */

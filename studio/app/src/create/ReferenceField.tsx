@@ -2,7 +2,7 @@
 
 import { ActionIcon, Button, FileButton, Group, Image, Paper, Slider, Stack, Switch, Text } from '@mantine/core'
 import { IconPhotoPlus, IconX } from '@tabler/icons-react'
-import { useEffect, useEffectEvent, useState } from 'react'
+import { useEffect, useEffectEvent, useRef, useState } from 'react'
 import { useServices } from '../services.ts'
 import { sentence, strengthWord } from '../words.ts'
 import type { Wish } from './wish.ts'
@@ -17,7 +17,8 @@ const TYPES = 'image/png,image/jpeg,image/webp'
 const fileOf = (transfer: DataTransfer | null): File | undefined => [...(transfer?.files ?? [])][0]
 
 export function ReferenceField({ wish, change, faultOf }: Props) {
-  const { sdxl } = useServices()
+  const { sdxl, pictures } = useServices()
+  const renewed = useRef('')
   const [state, setState] = useState<'idle' | 'over' | 'busy'>('idle')
   const [failure, setFailure] = useState<string>()
 
@@ -62,6 +63,12 @@ export function ReferenceField({ wish, change, faultOf }: Props) {
   }, [])
 
   const { reference } = wish
+  /** Its URL may have expired while the page slept. */
+  const renew = async (): Promise<void> => {
+    if (!reference || renewed.current === reference.path) return
+    renewed.current = reference.path
+    change({ reference: { ...reference, url: await pictures.reference(reference.path) } })
+  }
   const fault = failure ?? faultOf('reference_image_path') ?? faultOf('exact_copy_mode')
   return (
     <Stack gap="xs" role="group" aria-label="Reference">
@@ -69,6 +76,7 @@ export function ReferenceField({ wish, change, faultOf }: Props) {
         <Group wrap="nowrap" align="flex-start">
           <Image
             src={reference.url}
+            onError={() => void renew()}
             w={96}
             h={96}
             radius="sm"

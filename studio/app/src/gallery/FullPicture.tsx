@@ -6,10 +6,11 @@ import { describe } from '../words.ts'
 import type { Finished } from './tiles.ts'
 
 export function FullPicture({ picture: { job, image, index } }: { picture: Finished }) {
-  const url = usePicture(image)
+  const { url, onError } = usePicture(image)
   return (
     <Image
       src={url?.url ?? null}
+      onError={onError}
       alt={url && !url.url ? 'This picture is gone.' : describe(job, index)}
       width={image.width}
       height={image.height}

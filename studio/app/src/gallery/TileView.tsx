@@ -57,11 +57,13 @@ export const TileView = memo(function TileView({ tile, left, top, width, isChose
 const isEnded = (job: SDXLJob): boolean => isFinished(job) && job.status !== 'completed'
 
 function Picture({ tile, isChosen, onOpen, onChoose }: Pick<Props, 'isChosen' | 'onOpen' | 'onChoose'> & { tile: Finished }) {
-  const url = usePicture(tile.image)
+  const { url, onError } = usePicture(tile.image)
   const name = describe(tile.job, tile.index)
   return (
     <>
-      {url?.thumbnailUrl && <img className={classes.picture} src={url.thumbnailUrl} alt="" decoding="async" draggable={false} />}
+      {url?.thumbnailUrl && (
+        <img className={classes.picture} src={url.thumbnailUrl} onError={onError} alt="" decoding="async" draggable={false} />
+      )}
       {url && !url.thumbnailUrl && (
         <Text size="sm" p="sm">
           This picture is gone.

@@ -41,6 +41,7 @@ export class SDXLError extends Error {
 
 /** What supabase-js hands over as `error`, from any of its parts. */
 interface Answer {
+  name?: string
   message?: string
   code?: string | undefined
   status?: number | undefined
@@ -63,7 +64,9 @@ export function asSDXLError(error: unknown, status?: number): SDXLError {
   const answer = (error ?? {}) as Answer
   // Storage says the true status inside of a 400
   const http = Number(answer.statusCode) || answer.status || status || 0
-  const [code, field] = read(answer.message ?? '', answer.code ?? '', http)
+  // Auth has many codes for a session that has ended (session_not_found, refresh_token_already_used, …), and is asked for nothing else
+  const refused = answer.name?.startsWith('Auth') && http >= 400 && http < 500 && http !== 429
+  const [code, field] = read(answer.message ?? '', answer.code ?? '', refused ? 401 : http)
   return new SDXLError(code, { field, cause: error })
 }
 
@@ -74,7 +77,10 @@ function read(message: string, code: string, http: number): [string, (string | u
   if (code === '23502') return ['required', named(/column "([^"]+)"/)]
   if (code === 'PGRST204') return ['unknown_field', named(/'([^']+)' column/)]
   if (/^22/.test(code)) return ['invalid_value']
-  const known = KNOWN[code] ?? KNOWN[http]
+  // Storage gives a refused token the status and the code of row security; the message alone tells them apart:
+  // https://github.com/supabase/storage, src/http/plugins/jwt.ts
+  const isToken = /^(AccessDenied|InvalidJWT)?$/.test(code) && /"exp" claim|\bjw[st]\b|signature/i.test(message)
+  const known = KNOWN[code] ?? KNOWN[isToken ? 401 : http]
   if (known) return [known]
   // a restrictive policy bears its rule as a name
   if (code === '42501' || http === 403) return [named(/policy "([^"]+)"/)?.replaceAll(' ', '_') ?? 'permission_denied']

@@ -18,4 +18,5 @@ export {
 } from './types.ts'
 export { type SDXLListEvent, watchJobs } from './user.ts'
 export { type SDXLFaults, validateSDXLParams } from './validate.ts'
+export { onWake } from './wake.ts'
 export { type SDXLEvent, watchJob } from './watch.ts'

@@ -1,6 +1,7 @@
 // Asking for a job, and what can be asked about one.
 
-import { asSDXLError, SDXLError } from './errors.ts'
+import { SDXLError } from './errors.ts'
+import { request, userIdOf } from './session.ts'
 import { isFinished, type SDXLImage, type SDXLJob, type SDXLParams, type SDXLStatus, type Supabase } from './types.ts'
 import { PARAMS, validateSDXLParams } from './validate.ts'
 
@@ -29,13 +30,6 @@ export const asJob = (row: object, images: SDXLImage[] | null = (row as SDXLJob)
   images: [...(images ?? [])].sort((a, b) => a.index - b.index),
 })
 
-/** The signed-in user's id, from the session at hand and not from the network. */
-export async function userIdOf(supabase: Supabase): Promise<string> {
-  const { data, error } = await supabase.auth.getSession()
-  if (data.session) return data.session.user.id
-  throw asSDXLError(error, error ? 0 : 401)
-}
-
 /**
  * Inserts a job and returns it. Refuses what the database would refuse before anything is sent.
  *
@@ -52,15 +46,16 @@ export async function submitSDXLJob(supabase: Supabase, params: SDXLParams): Pro
   const all = Object.values(faults ?? {}).flatMap((of) => of ?? [])
   if (all[0]) throw new SDXLError(all[0].code, { ...all[0], faults: all })
   return patiently(async () => {
-    const { data, error, status } = await supabase.from('jobs').insert(row).select().single()
-    if (!error) return asJob(data)
-    const refusal = asSDXLError(error, status)
-    // the quota is looked at before the key is
-    const known = ['jobs_idempotency_key_is_unique_per_user', 'too_many_active_jobs'].includes(refusal.code)
-      ? await find(supabase, 'idempotency_key', row.idempotency_key)
-      : undefined
-    if (known) return known
-    throw refusal
+    try {
+      return asJob(await request(supabase, () => supabase.from('jobs').insert(row).select().single()))
+    } catch (refusal) {
+      // the quota is looked at before the key is
+      const known = /^(jobs_idempotency_key_is_unique_per_user|too_many_active_jobs)$/.test((refusal as SDXLError).code)
+        ? await find(supabase, 'idempotency_key', row.idempotency_key)
+        : undefined
+      if (known) return known
+      throw refusal
+    }
   })
 }
 
@@ -70,11 +65,13 @@ async function find(
   value: unknown,
   signal = new AbortController().signal,
 ): Promise<SDXLJob | undefined> {
-  const asked = supabase.from('jobs').select(COLUMNS).eq(column, value)
-  const { data, error, status } = await asked.abortSignal(signal).maybeSingle()
-  signal.throwIfAborted()
-  if (error) throw asSDXLError(error, status)
-  return data ? asJob(data) : undefined
+  const ask = () => supabase.from('jobs').select(COLUMNS).eq(column, value).abortSignal(signal).maybeSingle()
+  try {
+    const row = await request(supabase, ask)
+    return row ? asJob(row) : undefined
+  } finally {
+    signal.throwIfAborted()
+  }
 }
 
 /** The job as it is now. */
@@ -93,20 +90,19 @@ export async function getJob(
  * already is returned as it ended.
  */
 export async function cancelJob(supabase: Supabase, id: string): Promise<SDXLJob> {
+  const ask = () =>
+    supabase.from('jobs').update({ cancel_requested_at: new Date().toISOString() }).eq('id', id).select().maybeSingle()
   return patiently(async () => {
-    const asked = supabase.from('jobs').update({ cancel_requested_at: new Date().toISOString() }).eq('id', id)
-    const { data, error, status } = await asked.select().maybeSingle()
-    const refusal = error && asSDXLError(error, status)
-    if (refusal && refusal.code !== 'job_is_finished') throw refusal
-    return data ? asJob(data) : getJob(supabase, id)
+    const row = await request(supabase, ask).catch((refusal: SDXLError) => {
+      if (refusal.code !== 'job_is_finished') throw refusal
+    })
+    return row ? asJob(row) : getJob(supabase, id)
   })
 }
 
 /** How many jobs come before a waiting one, those of all users: 0 is the next. Null when it does not wait (any more). */
 export async function queuePosition(supabase: Supabase, id: string): Promise<number | null> {
-  const { data, error, status } = await supabase.rpc('jobs_ahead', { p_job: id })
-  if (error) throw asSDXLError(error, status)
-  return data
+  return request(supabase, () => supabase.rpc('jobs_ahead', { p_job: id }))
 }
 
 /** Submits what a finished job asked for once more, as a new job (a finished row never changes), with the changes that you name. */
@@ -128,13 +124,15 @@ export interface ListOptions {
 
 /** The user's jobs, the newest first, a page at a time: a page with fewer than `limit` jobs is the last one. */
 export async function listJobs(supabase: Supabase, { before, limit = 24, status: only }: ListOptions = {}): Promise<SDXLJob[]> {
-  let asked = supabase.from('jobs').select(COLUMNS).order('created_at', { ascending: false }).order('id', { ascending: false })
-  if (only) asked = asked.eq('status', only)
-  // jobs of one insert share their time, so the id decides
-  if (before) asked = asked.or(`created_at.lt."${before.created_at}",and(created_at.eq."${before.created_at}",id.lt.${before.id})`)
-  const { data, error, status } = await asked.limit(limit)
-  if (error) throw asSDXLError(error, status)
-  return data.map((row) => asJob(row))
+  const rows = await request(supabase, () => {
+    let asked = supabase.from('jobs').select(COLUMNS).order('created_at', { ascending: false }).order('id', { ascending: false })
+    if (only) asked = asked.eq('status', only)
+    // jobs of one insert share their time, so the id decides
+    if (before)
+      asked = asked.or(`created_at.lt."${before.created_at}",and(created_at.eq."${before.created_at}",id.lt.${before.id})`)
+    return asked.limit(limit)
+  })
+  return rows.map((row) => asJob(row))
 }
 
 /** Why the job failed, or null where it did not. The message is the worker's own, which knows more than the code. */

@@ -1,8 +1,9 @@
 // References up, pictures down.
 
-import { asSDXLError, SDXLError } from './errors.ts'
-import { randomName, userIdOf } from './jobs.ts'
+import { SDXLError } from './errors.ts'
+import { randomName } from './jobs.ts'
 import type { SDXLErrorCode } from './messages.ts'
+import { request, tokenOf, userIdOf } from './session.ts'
 import type { SDXLImage, Supabase } from './types.ts'
 
 const BUCKET = 'reference_images'
@@ -23,8 +24,7 @@ export async function uploadReference(supabase: Supabase, file: Blob): Promise<s
   if (!kind) refuse('reference_type_is_png_webp_or_jpeg')
   const path = `${await userIdOf(supabase)}/${randomName()}.${kind}`
   const typed = file.slice(0, file.size, `image/${kind}`)
-  const { error } = await supabase.storage.from(BUCKET).upload(path, typed)
-  if (error) throw asSDXLError(error)
+  await request(supabase, () => supabase.storage.from(BUCKET).upload(path, typed))
   return path
 }
 
@@ -47,10 +47,12 @@ export async function imageUrls(
   const urls: Record<string, string | null> = {}
   for (const bucket of new Set(images.map((image) => image.bucket))) {
     const paths = images.filter((image) => image.bucket === bucket).flatMap((image) => [image.path, image.thumbnail_path])
-    const { data, error } = await supabase.storage.from(bucket).createSignedUrls(paths, expiresInSeconds)
-    if (error) throw asSDXLError(error)
-    for (const { path, error, signedUrl } of data) urls[bucket + path] = error ? null : signedUrl
+    const signed = await request(supabase, () => supabase.storage.from(bucket).createSignedUrls(paths, expiresInSeconds))
+    for (const { path, error, signedUrl } of signed) urls[bucket + path] = error ? null : signedUrl
   }
+  // to who is not signed in, Storage says of each picture that it is not there
+  const isNothing = images.length > 0 && Object.values(urls).every((url) => url === null)
+  if (isNothing && !(await tokenOf(supabase))) throw new SDXLError('not_signed_in')
   const urlOf = (bucket: string, path: string): string | null => urls[bucket + path] ?? null
   return images.map((image) => ({
     ...image,

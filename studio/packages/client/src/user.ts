@@ -1,13 +1,15 @@
 // All jobs of the signed-in user at once: for a page that shows a list, and wants to know of what another page asked for, too.
 
-import { asJob, userIdOf } from './jobs.ts'
+import { SDXLError } from './errors.ts'
+import { asJob } from './jobs.ts'
 import { listen } from './realtime.ts'
+import { userIdOf } from './session.ts'
 import type { SDXLImage, SDXLJob, Supabase } from './types.ts'
 
 export type SDXLListEvent =
   /** A job was asked for, or changed. */
   | { type: 'state'; job: SDXLJob }
-  /** Realtime was joined, for the first time or again: list the jobs now, since changes may have been missed. */
+  /** Realtime was joined, for the first time or again, or the page woke: list the jobs now, since changes may have been missed. */
   | { type: 'joined' }
   /** Realtime is away, and by itself it comes back: until then nothing is heard. */
   | { type: 'lost' }
@@ -15,6 +17,7 @@ export type SDXLListEvent =
 /**
  * Every change of any job of the user, until `break` or the signal ends it; after an abort it throws the signal's reason. What was
  * missed while Realtime was away is not sent again: read the list when it says `joined`, and follow with `watchJob` what must not be missed.
+ * Throws `not_signed_in` when the session ends.
  */
 export async function* watchJobs(
   supabase: Supabase,
@@ -22,6 +25,8 @@ export async function* watchJobs(
 ): AsyncGenerator<SDXLListEvent, void, void> {
   const events: SDXLListEvent[] = []
   let wake = (): void => {}
+  let isSignedOut = false
+  let isJoined = false
   const put = (event: SDXLListEvent): void => {
     events.push(event)
     wake()
@@ -31,7 +36,15 @@ export async function* watchJobs(
       const { record, images } = (payload ?? {}) as { record?: object; images?: SDXLImage[] | null }
       if (record) put({ type: 'state', job: asJob(record, images) })
     },
-    onJoined: (joined) => put({ type: joined ? 'joined' : 'lost' }),
+    onJoined: (joined) => {
+      isJoined = joined
+      put({ type: joined ? 'joined' : 'lost' })
+    },
+    onWake: () => isJoined && put({ type: 'joined' }),
+    onSignedOut: () => {
+      isSignedOut = true
+      wake()
+    },
   })
   const onAbort = (): void => wake()
   signal?.addEventListener('abort', onAbort)
@@ -40,6 +53,7 @@ export async function* watchJobs(
       signal?.throwIfAborted()
       const event = events.shift()
       if (event) yield event
+      else if (isSignedOut) throw new SDXLError('not_signed_in')
       else await new Promise<void>((resolve) => (wake = resolve))
     }
   } finally {

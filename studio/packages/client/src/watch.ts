@@ -84,7 +84,6 @@ export async function* watchJob(
     else schedule(pauseMs)
   }
   const onWake = (): void => {
-    if (globalThis.document?.visibilityState === 'hidden') return
     pauseMs = SHORT_PAUSE_MS
     void read()
   }
@@ -102,11 +101,11 @@ export async function* watchJob(
   try {
     if (!isFinished(job)) {
       schedule(pauseMs)
-      leave.push(listen(supabase, `user:${job.user_id}`, { onMessage, onJoined }), listen(supabase, `job:${id}`, { onMessage }))
+      leave.push(
+        listen(supabase, `user:${job.user_id}`, { onMessage, onJoined, onWake }),
+        listen(supabase, `job:${id}`, { onMessage }),
+      )
       signal?.addEventListener('abort', stop, { signal: over.signal })
-      // React Native has a window that hears nothing
-      globalThis.window?.addEventListener?.('online', onWake, { signal: over.signal })
-      globalThis.document?.addEventListener?.('visibilitychange', onWake, { signal: over.signal })
     }
     for (;;) {
       signal?.throwIfAborted()

@@ -58,12 +58,13 @@ async function start<T>(
   return Promise.race([line, failed])
 }
 
-export async function startSupabase(): Promise<Server> {
+export async function startSupabase(...options: string[]): Promise<Server> {
   const dir = mkdtempSync(join(tmpdir(), 'sdxl-client-'))
   chmodSync(dir, 0o755) // under root, Postgres's own account must get in
   finallyDo(() => rmSync(dir, { recursive: true, force: true }))
   const main = join(ROOT, 'supabase/local/main.mjs')
-  return start<Server>(process.execPath, [main, '--data-dir', dir, '--watch-stdin', '--quiet'], process.env, 'stdout', () => true)
+  const args = [main, '--data-dir', dir, '--watch-stdin', '--quiet', ...options]
+  return start<Server>(process.execPath, args, process.env, 'stdout', () => true)
 }
 
 /** `target` keeps the jobs of tests apart, where the steps must last longer for some. */
@@ -128,6 +129,7 @@ export class Flaky {
   #realtime: 'fine' | 'cut' | 'silent' = 'fine'
   #delayMs = 0
   readonly #sockets = new Set<Socket>()
+  readonly #forgotten = new WeakSet<Socket>()
   readonly #server: Server
   /** What to do with a request instead of passing it on: `lose` its reply, or `cut` it off before it arrives. */
   fault: (request: IncomingMessage) => 'lose' | 'cut' | undefined = () => undefined
@@ -162,7 +164,7 @@ export class Flaky {
       ] as const) {
         this.#sockets.add(from)
         from.on('data', (data) => {
-          if (this.#realtime === 'silent') return
+          if (this.#realtime === 'silent' || this.#forgotten.has(from)) return
           if (this.#delayMs) setTimeout(() => to.write(data), this.#delayMs)
           else to.write(data)
         })
@@ -190,6 +192,12 @@ export class Flaky {
 
   silenceRealtime(): void {
     this.#realtime = 'silent'
+  }
+
+  /** The connections that there are stay silent, as those do of which a router knows nothing any more; new ones pass. */
+  forgetSilenced(): void {
+    for (const socket of this.#sockets) this.#forgotten.add(socket)
+    this.#realtime = 'fine'
   }
 
   /** Each message takes so long. */
