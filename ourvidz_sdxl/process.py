@@ -41,7 +41,7 @@ from ourvidz_sdxl.metrics import GENERATION_TIME, IMAGES, JOBS, QUALITY_EVENTS, 
 from ourvidz_sdxl.plan import FewStep, Plan, make_plan
 from ourvidz_sdxl.progress import Progress
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
-from ourvidz_sdxl.reference import decode_reference, fit_reference
+from ourvidz_sdxl.reference import Warn, decode_reference, fit_reference
 from ourvidz_sdxl.safety import NEGATIVE, ImageCheck, check_images, check_text
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.similarity import similarity
@@ -134,7 +134,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     warnings: list[dict[str, str]] = []
     reference = enhanced_prompt = None
     try:
-        reference = load_reference(job, tools.storage)
+        reference = load_reference(job, tools.storage, lambda code, message: warnings.append({"code": code, "message": message}))
     except ReferenceInvalid as error:
         if not job.fallback_to_text or not job.prompt.strip():
             raise
@@ -173,11 +173,11 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     return Prepared(plan=plan, reference=reference, enhanced_prompt=enhanced_prompt, warnings=warnings)
 
 
-def load_reference(job: Job, storage: Storage) -> Image.Image | None:
+def load_reference(job: Job, storage: Storage, warn: Warn) -> Image.Image | None:
     if job.reference_image_url is not None:
-        return decode_reference(fetch_reference(job.reference_image_url))
+        return decode_reference(fetch_reference(job.reference_image_url), warn)
     if job.reference_image_path is not None:
-        return decode_reference(storage.download_reference(job))
+        return decode_reference(storage.download_reference(job), warn)
     return None
 
 

@@ -144,7 +144,7 @@ def test_prompts_are_encoded_ahead_where_another_job_paints_and_this_one_will(
     monkeypatch: pytest.MonkeyPatch, somebody_paints: bool, columns: dict[str, Any], encoded: list[str]
 ) -> None:
     picture, seen = Image.new("RGB", (64, 64)), []
-    monkeypatch.setattr("ourvidz_sdxl.process.load_reference", lambda job, _: picture if job.has_reference else None)
+    monkeypatch.setattr("ourvidz_sdxl.process.load_reference", lambda job, *_: picture if job.has_reference else None)
     gpu = Gpu(lambda _: None)
     tools: Any = SimpleNamespace(
         engine=SimpleNamespace(native_size=128, encode_prompts=lambda plan: seen.append(plan.prompt)),
