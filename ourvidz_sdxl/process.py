@@ -40,6 +40,7 @@ from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.metrics import GENERATION_TIME, IMAGES, JOBS, QUALITY_EVENTS, VRAM_RESERVED, VRAM_USAGE, WARNINGS, Stage
 from ourvidz_sdxl.plan import FewStep, Plan, make_plan
 from ourvidz_sdxl.progress import Progress
+from ourvidz_sdxl.prompts import is_blank
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
 from ourvidz_sdxl.reference import Warn, decode_reference, fit_reference
 from ourvidz_sdxl.safety import NEGATIVE, ImageCheck, check_images, check_text
@@ -136,14 +137,14 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     try:
         reference = load_reference(job, tools.storage, lambda code, message: warnings.append({"code": code, "message": message}))
     except ReferenceInvalid as error:
-        if not job.fallback_to_text or not job.prompt.strip():
+        if not job.fallback_to_text or is_blank(job.prompt):
             raise
         warnings.append({"code": "reference_dropped", "message": f"Painted from the prompt alone. {error.user_message}"})
         log.warning("reference_dropped", reason=str(error))
     if reference:
         check_images(tools.image_check, [reference])
     copies = reference is not None and job.exact_copy_mode
-    if tools.enhancer and job.enhance_prompt and job.prompt.strip() and not copies:
+    if tools.enhancer and job.enhance_prompt and not is_blank(job.prompt) and not copies:
         try:
             enhanced_prompt = tools.enhancer.enhance(job.prompt)
             withhold(enhanced_prompt)
@@ -161,7 +162,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
         guidance_interval=tools.settings.guidance_interval,
         few_step=FewStep(lora=lora.stem, steps=tools.settings.fast_lora_steps) if lora else None,
     )
-    if plan.few_step_lora and job.negative_prompt.strip():
+    if plan.few_step_lora and not is_blank(job.negative_prompt):
         warnings.append(
             {"code": "negative_prompt_unused", "message": "Painted in few steps, where a negative prompt has no effect."}
         )
