@@ -43,8 +43,9 @@ from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.metrics import GENERATION_TIME, IMAGES, JOBS, QUALITY_EVENTS, VRAM_RESERVED, VRAM_USAGE, WARNINGS, Stage
 from ourvidz_sdxl.plan import NO_GUIDANCE, FewStep, I2IMode, Plan, make_plan
 from ourvidz_sdxl.progress import Progress
+from ourvidz_sdxl.prompts import is_blank
 from ourvidz_sdxl.queue import Claimed, Lease, Outcome, Queue
-from ourvidz_sdxl.reference import decode_reference, fit_reference
+from ourvidz_sdxl.reference import Warn, decode_reference, fit_reference
 from ourvidz_sdxl.safety import NEGATIVE, ImageCheck, check_images, check_text
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.similarity import similarity
@@ -143,16 +144,16 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     warnings: list[dict[str, str]] = []
     reference = enhanced_prompt = None
     try:
-        reference = load_reference(job, tools.storage)
+        reference = load_reference(job, tools.storage, lambda code, message: warnings.append({"code": code, "message": message}))
     except ReferenceInvalid as error:
-        if not job.fallback_to_text or not job.prompt.strip():
+        if not job.fallback_to_text or is_blank(job.prompt):
             raise
         warnings.append({"code": "reference_dropped", "message": f"Painted from the prompt alone. {error.user_message}"})
         log.warning("reference_dropped", reason=str(error))
     if reference:
         check_images(tools.image_check, [reference])
     copies = reference is not None and job.exact_copy_mode
-    if tools.enhancer and job.enhance_prompt and job.prompt.strip() and not copies:
+    if tools.enhancer and job.enhance_prompt and not is_blank(job.prompt) and not copies:
         try:
             enhanced_prompt = tools.enhancer.enhance(job.prompt)
             withhold(enhanced_prompt)
@@ -173,7 +174,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
             default_guidance_scale=tools.settings.default_guidance,
             few_step=FewStep(lora=lora.stem, steps=tools.settings.fast_lora_steps) if lora else None,
         )
-    if plan.guidance_scale <= NO_GUIDANCE and plan.mode is not I2IMode.COPY and job.negative_prompt.strip():
+    if plan.guidance_scale <= NO_GUIDANCE and plan.mode is not I2IMode.COPY and not is_blank(job.negative_prompt):
         warnings.append(
             {"code": "negative_prompt_unused", "message": "Painted without guidance, where a negative prompt has no effect."}
         )
@@ -195,11 +196,11 @@ def refused_input() -> Iterator[None]:
         raise JobInvalid(f"{type(error).__name__}: {error}") from error
 
 
-def load_reference(job: Job, storage: Storage) -> Image.Image | None:
+def load_reference(job: Job, storage: Storage, warn: Warn) -> Image.Image | None:
     if job.reference_image_url is not None:
-        return decode_reference(fetch_reference(job.reference_image_url))
+        return decode_reference(fetch_reference(job.reference_image_url), warn)
     if job.reference_image_path is not None:
-        return decode_reference(storage.download_reference(job))
+        return decode_reference(storage.download_reference(job), warn)
     return None
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 # The confusables of Unicode Technical Standard 39 (confusables.txt) as a dictionary: character -> its look-alikes.
 from confusable_homoglyphs.confusables import confusables_data  # type: ignore[import-untyped]
 
+from ourvidz_sdxl.prompts import plain
+
 # Letters to which that list gives another partner or none; and pictures, which say a word of their own.
 BY_HAND = dict(zip("βεηκμχωимпшьəĸʍ", "benkuxwumnwbekm", strict=True))
 PICTURES = {"👶": " baby ", "🧒": " child ", "👧": " little girl ", "👦": " little boy "}
@@ -39,9 +41,11 @@ def normalise(text: str) -> str:
 def readings(text: str) -> Iterator[str]:
     """The ways to read a text, each as words with a space between two. What any of them says, the text says.
 
-    With and without the syntax of prompts; with signs between words and as letters; and in its own script.
+    As written, as the text encoders get it (without weights), and without any syntax of prompts; with signs between words and
+    as letters; and in its own script.
     """
-    for version in dict.fromkeys((text, SYNTAX.sub(" ", AGE_RANGE.sub(r"\1 ", text)))):
+    versions = (text, *(SYNTAX.sub(" ", AGE_RANGE.sub(r"\1 ", version)) for version in (text, plain(text))))
+    for version in dict.fromkeys(versions):
         latin = _latin(version)
         yield _words(latin)
         spelt = latin.translate(SIGN_LETTERS)

@@ -62,7 +62,11 @@ create table public.jobs (
   constraint metadata_private_metadata_is_true_or_false
     check (jsonb_typeof(coalesce(metadata -> 'private_metadata', 'false')) = 'boolean'),
   constraint idempotency_key_has_1_to_200_characters check (length(idempotency_key) between 1 and 200),
-  constraint prompt_is_required_unless_exact_copy_mode check (exact_copy_mode or btrim(prompt, E' \t\r\n') <> ''),
+  -- something to read: a character outside of Unicode's White_Space, Cc and Default_Ignorable_Code_Point and of U+2800
+  constraint prompt_is_required_unless_exact_copy_mode
+    check (exact_copy_mode or prompt ~ ('[^\u0001-\u0020\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f'
+           '\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8'
+           '\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]')),
   constraint prompt_has_at_most_4000_characters check (length(prompt) <= 4000),
   constraint negative_prompt_has_at_most_4000_characters check (length(negative_prompt) <= 4000),
   constraint batch_size_is_1_3_or_6 check (batch_size in (1, 3, 6)),
@@ -80,7 +84,16 @@ create table public.jobs (
   constraint reference_is_a_url_or_a_path_not_both
     check (reference_image_url is null or reference_image_path is null),
   constraint reference_image_url_is_https
-    check (reference_image_url ~ '^https://[^[:space:]]+$' and length(reference_image_url) <= 2048),
+    check (length(reference_image_url) <= 2048
+           and reference_image_url ~ '^https://[^/?#\\]'
+           -- neither white space (Unicode's White_Space) nor control characters (Cc)
+           and reference_image_url
+               !~ '[\u0001-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'),
+  constraint reference_image_url_has_no_user_name_and_no_port_but_443
+    check (reference_image_url !~ '^https://([^/?#\\]*@|(\[[^]]*\]|[^:/?#\\]*):(?!443([/?#\\]|$)))'),
+  -- Storage's rule for object names, and no empty segment
+  constraint reference_image_path_is_an_object_name
+    check (reference_image_path ~ '^[A-Za-z0-9_!.*''() &$=@;:+,?-]+(/[A-Za-z0-9_!.*''() &$=@;:+,?-]+)*$'),
   constraint reference_image_path_is_in_your_own_folder
     check (length(reference_image_path) <= 1024
            and reference_image_path ~ ('^((reference_images|sdxl_image_fast|sdxl_image_high)/)?' || user_id || '/[^/]')

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ourvidz_sdxl.errors import ReferenceInvalid, ReferenceUnreachable
 from ourvidz_sdxl.fetch import Deadline, Internet, Limits, fetch_reference, tls_until
-from ourvidz_sdxl.reference import TOO_LARGE, decode_reference
+from ourvidz_sdxl.reference import DAMAGED, INCOMPLETE, NOT_AN_IMAGE, TOO_LARGE, decode_reference
 
 HOST = "pictures.test"  # exists in no DNS (RFC 6761), so that only a pinned connection can get anywhere
 URL = f"https://{HOST}/a.png?token=secret"
@@ -411,10 +411,6 @@ def encoded(kind: str, size: tuple[int, int] = (64, 64), **options: Any) -> byte
     return content.getvalue()
 
 
-NOT_AN_IMAGE = "The reference is not a PNG, JPEG or WebP image."
-DAMAGED = "The reference image is damaged."
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -427,9 +423,9 @@ DAMAGED = "The reference image is damaged."
         (encoded("BMP"), NOT_AN_IMAGE),
         (gzip.compress(encoded("PNG")), NOT_AN_IMAGE),
         (b"", NOT_AN_IMAGE),
-        (encoded("PNG")[:-2000], DAMAGED),
-        (encoded("JPEG")[:500], DAMAGED),
-        (encoded("WEBP")[:500], DAMAGED),
+        (encoded("PNG")[:-2000], INCOMPLETE),
+        (encoded("JPEG")[:500], INCOMPLETE),
+        (encoded("WEBP")[:500], INCOMPLETE),
         (png(64, 64), DAMAGED),
         (png(8_000, 8_000), TOO_LARGE),
         (png(30_000, 30_000), TOO_LARGE),  # beyond Pillow's own limit, which comes first

@@ -15,6 +15,8 @@ PAINTABLE = {"job_type": "sdxl_image_fast", "prompt": "a cat"}
     [
         ({"prompt": ""}, "23514", "prompt_is_required_unless_exact_copy_mode"),
         ({"prompt": " \n"}, "23514", "prompt_is_required_unless_exact_copy_mode"),
+        ({"prompt": "\u00a0\u3000"}, "23514", "prompt_is_required_unless_exact_copy_mode"),
+        ({"prompt": "\u200b\ufeff\u2800"}, "23514", "prompt_is_required_unless_exact_copy_mode"),
         ({"prompt": "x" * 100_000}, "23514", "prompt_has_at_most_4000_characters"),
         ({"negative_prompt": "x" * 4001}, "23514", "negative_prompt_has_at_most_4000_characters"),
         ({"batch_size": 2}, "23514", "batch_size_is_1_3_or_6"),
@@ -38,6 +40,13 @@ PAINTABLE = {"job_type": "sdxl_image_fast", "prompt": "a cat"}
         ({"metadata": {"note": "x" * 20_000}}, "23514", "metadata_is_an_object_of_at_most_16_kb"),
         ({"exact_copy_mode": True}, "23514", "exact_copy_mode_needs_a_reference"),
         ({"reference_image_url": "http://example.com/x.png", "reference_strength": 0.5}, "23514", "reference_image_url_is_https"),
+        ({"reference_image_url": "https://example.com/a\x7f.png"}, "23514", "reference_image_url_is_https"),
+        ({"reference_image_url": "https://" + "x" * 2048}, "23514", "reference_image_url_is_https"),
+        (
+            {"reference_image_url": "https://me:secret@example.com/x.png", "reference_strength": 1},
+            "23514",
+            "reference_image_url_has_no_user_name_and_no_port_but_443",
+        ),
         ({"reference_image_url": "https://example.com/x.png"}, "23514", "reference_strength_is_required_with_a_reference"),
         ({"reference_strength": 1.5}, "23514", "reference_strength_is_from_0_to_1"),
         ({"reference_image_path": "someone/x.png", "reference_strength": 1}, "23514", "reference_image_path_is_in_your_own_folder"),
@@ -64,6 +73,8 @@ def test_refused(db: Database, user: User, columns: dict[str, Any], code: str, n
         {"steps": 50, "scheduler": "lcm"},
         {"scheduler": "lcm"},
         {"reference_image_url": "https://example.com/x.png", "reference_strength": 0},
+        {"reference_image_url": "https://bücher.example:443/ü.png?a=b#c", "reference_strength": 0},
+        {"prompt": "🎨"},
         {"prompt": "", "exact_copy_mode": True, "reference_image_url": "https://example.com/x.png"},
     ],
 )
@@ -75,9 +86,18 @@ def test_accepted(db: Database, user: User, columns: dict[str, Any]) -> None:
 def test_a_reference_in_the_users_own_folder_is_accepted(db: Database, user: User) -> None:
     for path in (f"{user.id}/cat.png", f"reference_images/{user.id}/cat.png", f"sdxl_image_high/{user.id}/j/1-0.png"):
         user.insert(reference_image_path=path, reference_strength=0.3)
+    user.insert(reference_image_path=f"{user.id}/a b/!-_.*'()&$=@;:+,?.png", reference_strength=0.3)
     for path in (f"{user.id}/../x/cat.png", f"secrets/{user.id}/cat.png", f"{user.id}/", "cat.png"):
         with pytest.raises(APIError, match="reference_image_path_is_in_your_own_folder"):
             user.insert(reference_image_path=path, reference_strength=0.3)
+
+
+@pytest.mark.parametrize(
+    "name", ["a%00.png", "a%ff.png", "%2e%2e/x.png", "a\n.png", "a\x7f.png", "é.png", "a\\b.png", "a#b.png", "a//b.png", "a/"]
+)
+def test_a_reference_that_storage_cannot_hold_is_refused(db: Database, user: User, name: str) -> None:
+    with pytest.raises(APIError, match="reference_image_path_is_an_object_name"):
+        user.insert(reference_image_path=f"{user.id}/{name}", reference_strength=0.3)
 
 
 def test_an_idempotency_key_counts_once_for_each_user(db: Database, user: User, other: User) -> None:

@@ -33,13 +33,25 @@ def test_a_row_becomes_a_job() -> None:
         ({"prompt": None}, "prompt"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 7}, "batch_size"),
+        ({"prompt": "\u00a0\u3000\u200b"}, "prompt"),
+        ({"batch_size": 2}, "batch_size"),
         ({"width": 1001, "height": 1024}, "width"),
+        ({"width": 64, "height": 1024}, "width"),
+        ({"width": 1024}, "height"),
+        ({"width": 2048, "height": 2048}, "width times height"),
         ({"steps": 0}, "steps"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"seed": -1}, "seed"),
         ({"reference_strength": 1.5}, "reference_strength"),
         ({"job_type": "video"}, "job_type"),
         ({"exact_copy_mode": True}, "exact_copy_mode"),
+        ({"reference_image_url": "https://a.test/x.png"}, "reference_strength"),
+        ({"reference_image_url": "http://a.test/x.png", "reference_strength": 1}, "reference_image_url"),
+        ({"reference_image_url": "https://me@a.test/x.png", "reference_strength": 1}, "reference_image_url"),
+        ({"reference_image_path": "somebody/x.png", "reference_strength": 1}, "reference_image_path"),
+        ({"reference_image_path": f"secrets/{ROW['user_id']}/x.png", "reference_strength": 1}, "reference_image_path"),
+        ({"reference_image_path": f"{ROW['user_id']}/a%00.png", "reference_strength": 1}, "reference_image_path"),
+        ({"metadata": {"private_metadata": "yes"}}, "metadata"),
         ({"id": None}, "id"),
     ],
 )
@@ -58,5 +70,5 @@ def test_prompts_never_show() -> None:
 
 
 def test_exact_copy_needs_no_prompt() -> None:
-    job = Job.from_row(ROW | {"prompt": "", "exact_copy_mode": True, "reference_image_path": "u/x.png"})
+    job = Job.from_row(ROW | {"prompt": "", "exact_copy_mode": True, "reference_image_path": f"{ROW['user_id']}/x.png"})
     assert job.has_reference

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from PIL import Image
@@ -94,7 +94,7 @@ def test_the_operators_accelerations_reach_the_plan_and_the_metrics_say_so(
         image_check=None,
         random_seed=lambda: 7,
     )
-    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_fast", "prompt": "a red circle"}
+    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_fast", "prompt": "a red circle"}
     job = Job.from_row(row | columns)
     prepared = prepare(job, tools)
     _, told = paint(job, prepared, Lease(job.id, uuid4(), expires_at=60, clock=lambda: 0), tools)
@@ -133,20 +133,23 @@ def test_previews_are_of_each_image_in_its_turn_and_of_none_where_images_are_che
     assert [index for index, _ in filter(None, seen)] == shown
 
 
+USER = UUID("22222222-2222-4222-8222-222222222222")
+
+
 @pytest.mark.parametrize(
     ("somebody_paints", "columns", "encoded"),
     [
         (True, {}, ["a red circle"]),
         (False, {}, []),
-        (True, {"reference_image_path": "u/x.png", "reference_strength": 0.5}, ["a red circle"]),
-        (True, {"reference_image_path": "u/x.png", "reference_strength": 1}, []),
+        (True, {"reference_image_path": f"{USER}/x.png", "reference_strength": 0.5}, ["a red circle"]),
+        (True, {"reference_image_path": f"{USER}/x.png", "reference_strength": 1}, []),
     ],
 )
 def test_prompts_are_encoded_ahead_where_another_job_paints_and_this_one_will(
     monkeypatch: pytest.MonkeyPatch, somebody_paints: bool, columns: dict[str, Any], encoded: list[str]
 ) -> None:
     picture, seen = Image.new("RGB", (64, 64)), []
-    monkeypatch.setattr("ourvidz_sdxl.process.load_reference", lambda job, _: picture if job.has_reference else None)
+    monkeypatch.setattr("ourvidz_sdxl.process.load_reference", lambda job, *_: picture if job.has_reference else None)
     gpu = Gpu(lambda _: None)
     tools: Any = SimpleNamespace(
         engine=SimpleNamespace(native_size=128, encode_prompts=lambda plan: seen.append(plan.prompt)),
@@ -157,7 +160,7 @@ def test_prompts_are_encoded_ahead_where_another_job_paints_and_this_one_will(
         image_check=None,
         random_seed=lambda: 7,
     )
-    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_fast", "prompt": "a red circle"}
+    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_fast", "prompt": "a red circle"}
     with gpu.turn(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0)) if somebody_paints else nullcontext():
         prepare(Job.from_row(row | columns), tools)
     assert seen == encoded

@@ -16,6 +16,11 @@ type Row = Record<SDXLField, Value>
 const UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 const NEVER_STORED = /[\0\p{Cs}]/u // Postgres has neither NUL nor half a surrogate pair in its text
 
+const BLANK = /^[\p{White_Space}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*$/u // there is nothing to read in it
+const OBJECT_NAME = /^[A-Za-z0-9_!.*'() &$=@;:+,?-]+(\/[A-Za-z0-9_!.*'() &$=@;:+,?-]+)*$/ // Storage's rule
+const HTTPS = /^https:\/\/[^\p{White_Space}\p{Cc}/?#\\][^\p{White_Space}\p{Cc}]*$/u
+const USER_NAME_OR_PORT = /^https:\/\/([^/?#\\]*@|(\[[^\]]*\]|[^:/?#\\]*):(?!443([/?#\\]|$)))/
+
 type Check = (value: unknown) => boolean
 
 const text: Check = (value) => typeof value === 'string' && !NEVER_STORED.test(value)
@@ -107,7 +112,7 @@ const CHECKS = {
   metadata_private_metadata_is_true_or_false: ({ private_metadata: it }) => it === undefined || bool(it),
   idempotency_key_has_1_to_200_characters: (key) => between(length(key), 1, 200),
   prompt_is_required_unless_exact_copy_mode: (prompt, row) =>
-    row.exact_copy_mode !== false || prompt === null || /[^ \t\r\n]/.test(prompt),
+    row.exact_copy_mode !== false || prompt === null || !BLANK.test(prompt),
   prompt_has_at_most_4000_characters: (prompt) => length(prompt) <= 4000,
   negative_prompt_has_at_most_4000_characters: (prompt) => length(prompt) <= 4000,
   batch_size_is_1_3_or_6: oneOf(1, 3, 6),
@@ -122,7 +127,9 @@ const CHECKS = {
   scheduler_is_known: oneOf('euler', 'euler_a', 'dpmpp_2m', 'dpmpp_2m_karras', 'dpmpp_sde_karras', 'ddim', 'unipc', 'lcm'),
   output_format_is_png_webp_or_jpeg: oneOf('png', 'webp', 'jpeg'),
   reference_is_a_url_or_a_path_not_both: (url, row) => url === null || row.reference_image_path === null,
-  reference_image_url_is_https: (url) => /^https:\/\/[^\s\x85]+$/.test(url) && length(url) <= 2048,
+  reference_image_url_is_https: (url) => HTTPS.test(url) && length(url) <= 2048,
+  reference_image_url_has_no_user_name_and_no_port_but_443: (url) => !USER_NAME_OR_PORT.test(url),
+  reference_image_path_is_an_object_name: (path) => OBJECT_NAME.test(path),
   reference_image_path_is_in_your_own_folder: (path, row) => path === null || isOwnPath(path, row.user_id),
   reference_strength_is_from_0_to_1: (strength) => between(strength, 0, 1),
   reference_strength_is_required_with_a_reference: (strength, row) =>

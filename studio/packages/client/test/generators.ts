@@ -8,7 +8,7 @@ import { PAINTABLE } from './harness.ts'
 const number = (...edges: number[]) => fc.constantFrom(...edges, ...edges.map((edge) => edge + 1), ...edges.map((edge) => edge - 1))
 const text = (...lengths: number[]) =>
   fc.oneof(
-    fc.constantFrom('', ' ', '\t\r\n', '\u00a0', '\u200b', '\u3000', 'a cat', '{"a": 1}', '5', 'true', 'null', 'it\'s \\ "quoted"'),
+    fc.constantFrom('', ' ', '\t\r\n', '\u00a0', '\u200b', '\u3000', '\ufeff\u2800', '\x85\u{e0041}', 'a cat', '{"a": 1}', '5', 'true', 'null', 'it\'s \\ "quoted"'),
     fc.string({ unit: 'grapheme', maxLength: 20 }),
     fc.constantFrom('x', '🎨', 'é').chain((sign) => number(...lengths).map((length) => sign.repeat(Math.max(0, length)))),
   )
@@ -35,8 +35,19 @@ const url = fc.oneof(
     'https://a\u00a0b',
     'https://a\u0085b',
     'https://a\u3000b',
-    'https://a\ufeffb',
+    'https://a\u200bb',
     'https://é',
+    'https:///a',
+    'https://u:p@a/',
+    'https://a/@',
+    'https://a:443/x',
+    'https://a:80/x',
+    'https://a:4430',
+    'https://[::1]:443',
+    'https://[::1]:80',
+    'https://a\\@b',
+    'https://a#@b',
+    'https://a/\x7f',
     ' https://a',
   ),
   number(2048).map((length) => `https://${'x'.repeat(length - 8)}`),
@@ -47,8 +58,9 @@ const path = (userId: string) =>
       fc.constantFrom('', 'reference_images/', 'sdxl_image_fast/', 'sdxl_image_high/', 'secrets/', '/'),
       fc.constantFrom(userId, userId.toUpperCase(), '11111111-1111-4111-8111-111111111111', ''),
       fc.oneof(
-        fc.constantFrom('/cat.png', '/', '', '//cat.png', '/a/../b', '/..', '/./x', '/...', '/a..b/c', '/ ', '/\n'),
-        number(1024 - 36).map((length) => `/${'é'.repeat(length - 1)}`),
+        fc.constantFrom('/cat.png', '/', '', '//cat.png', '/a/../b', '/..', '/./x', '/...', '/a..b/c', '/ ', '/\n', '/a/', '/a//b'),
+        fc.constantFrom("/!-_.*'() &$=@;:+,?", '/a%00.png', '/a%ff.png', '/%2e%2e/x.png', '/a\x7f', '/é', '/a\\b', '/a#b', '/a\nb'),
+        number(1024 - 36).map((length) => `/${'x'.repeat(length - 1)}`),
       ),
     )
     .map((parts) => parts.join(''))
