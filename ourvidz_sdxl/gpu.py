@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from ourvidz_sdxl.errors import GpuUnusable, Released
+import structlog
+
+from ourvidz_sdxl.errors import GpuUnusable, ModelInvalid, OutOfMemory, Released
 from ourvidz_sdxl.metrics import GPU_BUSY, Stage
 from ourvidz_sdxl.queue import Lease
 from ourvidz_sdxl.stages import stage
+
+log = structlog.get_logger()
 
 MAX_FAULTS = 3  # different jobs in a row that failed by what may be the worker's own fault
 LOOK_SECONDS = 0.1  # how long a job that waits for its turn may overlook that it was cancelled
@@ -55,6 +59,22 @@ class Gpu:
     def faulty(self) -> bool:
         """Whether nothing but suspect errors came of this process until it became unusable."""
         return len(self._faults) >= MAX_FAULTS and not self.proven
+
+    def still_proven(self, prove: Callable[[], None]) -> bool:
+        """Whether `prove` (`Engine.prove`), which this calls in a turn of its own, finds the engine sound after a suspect error.
+
+        If it does not, the GPU is unusable. Where it cannot tell, since the GPU has no memory for it now, the answer is yes.
+        """
+        with self._free:
+            try:
+                prove()
+            except ModelInvalid as error:
+                self._become_unusable(f"worker_faulty: {error}")
+            except GpuUnusable as error:
+                self._become_unusable(f"{error.code}: {error}")
+            except OutOfMemory:
+                log.warning("not_proven", reason="out of memory")
+        return self.usable
 
     def record_completed(self) -> None:
         """Ends a row of suspect errors: this worker can paint."""

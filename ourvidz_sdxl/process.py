@@ -118,7 +118,7 @@ def process(claimed: Claimed, tools: Tools) -> None:
                     enhanced_prompt=prepared.enhanced_prompt,
                 )
             except Exception as error:  # noqa: BLE001  each ends the job by its type, and an unknown one sends it to another worker
-                outcome, error_code = end_failed(lease, error, tools.queue)
+                outcome, error_code = end_failed(lease, error, tools.queue, lambda: tools.gpu.still_proven(tools.engine.prove))
                 if outcome is Outcome.FAULTED:
                     tools.gpu.record_fault(lease.job_id, error_code)
             else:
@@ -302,9 +302,11 @@ def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, A
     return events
 
 
-def end_failed(lease: Lease, error: Exception, queue: Queue) -> tuple[str, str]:
+def end_failed(lease: Lease, error: Exception, queue: Queue, still_proven: Callable[[], bool]) -> tuple[str, str]:
     """Writes the end that `error` calls for; returns its outcome and error code. A lost job is not ours to end, and its row is left
     alone.
+
+    `still_proven` is asked after a suspect error: a job that met a worker which can paint nothing goes back as if never claimed.
     """
     if isinstance(error, LeaseLost):
         log.warning("job_lost", reason=str(error))
@@ -322,7 +324,10 @@ def end_failed(lease: Lease, error: Exception, queue: Queue) -> tuple[str, str]:
         log.error("gpu_unusable", reason=str(error))
         return Outcome.CRASHED, error.code
     known = error if isinstance(error, WorkerError) else UnknownError()
-    outcome = Outcome.FAULTED if known.suspect else Outcome.RETRY if known.retryable else Outcome.FAILED
+    if known.suspect:
+        outcome = Outcome.FAULTED if still_proven() else Outcome.RELEASED
+    else:
+        outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
     finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})
     log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
     QUALITY_EVENTS.labels("generation_error").inc()

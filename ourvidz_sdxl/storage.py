@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import httpx
 from storage3.exceptions import StorageApiError
 from storage3.types import FileOptions
@@ -53,8 +55,8 @@ class Storage:
         bucket_api = self._client.storage.from_(bucket)
         try:
             for start in range(0, len(paths), MAX_REMOVED_OBJECTS):
-                batch = paths[start : start + MAX_REMOVED_OBJECTS]
-                patiently(lambda batch=batch: bucket_api.remove(batch), seconds=self._patience_seconds, name="remove")
+                remove = partial(bucket_api.remove, paths[start : start + MAX_REMOVED_OBJECTS])
+                patiently(remove, seconds=self._patience_seconds, name="remove")
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 

@@ -85,7 +85,8 @@ class StubEngine:
 
 
 def error_named(name: str) -> type[Exception]:
-    return getattr(errors, name, None) or getattr(builtins, name or "RuntimeError")
+    found: type[Exception] = getattr(errors, name, None) or getattr(builtins, name or "RuntimeError")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Turns on the GPU, what goes on beside them, and the fault that ends them all."""
 
+import threading
 from uuid import UUID, uuid4
 
 import pytest
 
-from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, Released
+from ourvidz_sdxl.errors import GpuUnusable, JobCancelled, ModelInvalid, OutOfMemory, Released
 from ourvidz_sdxl.gpu import Gpu
 from ourvidz_sdxl.queue import Lease
 
@@ -111,6 +112,34 @@ class TestFaults:
         for _ in range(3):
             gpu.record_fault(uuid4(), "blank_image")
         assert (gpu.usable, gpu.faulty) == (False, False)
+
+    @pytest.mark.parametrize(
+        ("found", "reason"),
+        [
+            (None, None),
+            (OutOfMemory("planted"), None),
+            (ModelInvalid("the unet is not finite"), "worker_faulty: the unet is not finite"),
+            (GpuUnusable("planted"), "gpu_unusable: planted"),
+        ],
+        ids=str,
+    )
+    def test_an_engine_that_fails_its_proof_ends_the_worker_at_once(self, found: Exception | None, reason: str | None) -> None:
+        def prove() -> None:
+            if found:
+                raise found
+
+        gpu = Gpu(lambda _: None)
+        assert gpu.still_proven(prove) is (reason is None)
+        assert gpu.unusable_because == reason
+
+    def test_the_proof_waits_for_its_turn(self) -> None:
+        gpu, seen = Gpu(lambda _: None), []
+        with gpu.turn(lease()):
+            proof = threading.Thread(target=gpu.still_proven, args=(lambda: seen.append(gpu.painting),))
+            proof.start()
+            assert not seen
+        proof.join()
+        assert seen == [None]
 
     def test_the_first_reason_stays(self) -> None:
         gpu = Gpu(lambda _: None)

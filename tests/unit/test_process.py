@@ -195,8 +195,15 @@ class RecordingQueue(Queue):
 )
 def test_an_error_ends_its_job_by_its_type(error: Exception, ended: list[Any]) -> None:
     queue = RecordingQueue()
-    end_failed(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0), error, queue)
+    end_failed(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0), error, queue, lambda: True)
     assert queue.ended == ended
+
+
+@pytest.mark.parametrize("error", [BlankImage(), RuntimeError()])
+def test_a_job_of_a_worker_that_can_paint_nothing_goes_back_uncharged(error: Exception) -> None:
+    queue = RecordingQueue()
+    end_failed(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0), error, queue, lambda: False)
+    assert [outcome for outcome, _ in queue.ended] == [Outcome.RELEASED]
 
 
 @pytest.mark.parametrize("error", [ValueError(), TypeError(), KeyError(), OverflowError(), NotImplementedError()])
