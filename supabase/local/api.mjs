@@ -50,20 +50,26 @@ export async function createApi({ url, config, sql: database, log }) {
 }
 
 /**
- * The session goes, too: it prints a function's statements once.
+ * Refuses a statement that came upon an UPDATE or DELETE without a WHERE clause, also where something else stopped it later. The session is
+ * retired, since it prints a function's statements only once.
  * @param {Awaited<ReturnType<Pool["reserve"]>>} connection
  */
 function refusingUnfiltered({ unsafe, trees, retire }) {
   return async (/** @type {string} */ text, /** @type {any} */ parameters) => {
-    const result = await unsafe(text, parameters);
-    const verb = trees.length > 0 && trees.splice(0).map(unfilteredVerb).find(Boolean);
-    if (!verb) return result;
-    retire();
-    throw databaseError("21000", `${verb} requires a WHERE clause`);
+    try {
+      return await unsafe(text, parameters);
+    } finally {
+      const verb = trees.length > 0 && trees.splice(0).map(unfilteredVerb).find(Boolean);
+      if (verb) {
+        retire();
+        throw databaseError("21000", `${verb} requires a WHERE clause`);
+      }
+    }
   };
 }
 
 /**
+ * Reads the rows of REST's statements as PostgreSQL's JSON.
  * @template {(sql: string, parameters: any) => PromiseLike<any>} F
  * @param {F} unsafe @returns {F}
  */
@@ -97,8 +103,7 @@ function correct(connection, session) {
   // lite grants everything on every table with row security to the API roles. Our grants come from the migrations alone.
   connection.rlsState = "active";
 
-  // Everything that a transaction is told of its request, in one statement instead of eleven; the role comes last, since it may not set
-  // all of the others.
+  // The settings of a transaction in one statement instead of eleven; the role comes last, since it may not set all of the others.
   connection.applyJwtSessionContext = async (/** @type {any} */ tx, /** @type {any} */ context) => {
     const role = context.auth?.role || "anon";
     const call = served.getStore();

@@ -52,7 +52,7 @@ export class Rest {
     const path = url.pathname.slice("/rest/v1".length);
     const schema = headers.get(isRead ? "accept-profile" : "content-profile") ?? this.session.api.schemas[0];
     const name = /^\/rpc\/([^/]+)$/.exec(path)?.[1];
-    const fn = name && `${schema}.${decodeURIComponent(name)}`;
+    const fn = name && `${schema}.${new URLSearchParams(`name=${name}`).get("name")}`;
     /** @type {RestCall} */
     const call = {
       method: request.method, path, schema, fn, headers: JSON.stringify(Object.fromEntries(headers)),
@@ -60,7 +60,7 @@ export class Rest {
     };
     const applied = this.#readPreferences(headers, call);
 
-    const badByte = invalidByte(url.search);
+    const badByte = invalidByte(url.pathname + url.search);
     if (badByte) return invalidText(badByte);
     url.search = keepOperands(url.search, isRead && fn ? new Set(this.session.arguments(fn).names) : new Set());
 
@@ -205,10 +205,10 @@ function firstInvalid(bytes) {
   return `0x${bytes[good].toString(16).padStart(2, "0")}`;
 }
 
-/** @param {string} search percent-encoded @returns {string | undefined} the first byte that is no UTF-8 */
-function invalidByte(search) {
-  if (!/%[89a-f]/i.test(search)) return undefined;
-  const bytes = Buffer.from(search.replace(/%([0-9a-f]{2})/gi, (_, hex) => String.fromCharCode(parseInt(hex, 16))), "latin1");
+/** @param {string} text percent-encoded @returns {string | undefined} the first byte that is no UTF-8 */
+function invalidByte(text) {
+  if (!/%[89a-f]/i.test(text)) return undefined;
+  const bytes = Buffer.from(text.replace(/%([0-9a-f]{2})/gi, (_, hex) => String.fromCharCode(parseInt(hex, 16))), "latin1");
   return decode(bytes) === undefined ? firstInvalid(bytes) : undefined;
 }
 

@@ -54,19 +54,14 @@ export class Session {
   /** Reads everything again: at the start, and when `notify pgrst` says so. */
   async load() {
     const { sql } = this;
+    const [{ settings: everybody }] = await sql`
+      select json_object_agg(name, value) as settings from ${this.#settingsOf(sql`0`)} s`;
     const roles = await sql`
       select r.rolname as role, pg_has_role('authenticator', r.oid, 'member') as is_allowed,
-             (select json_object_agg(split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1))
-                from (select setting from pg_db_role_setting s, unnest(s.setconfig) setting
-                       where s.setrole = r.oid and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
-                       order by s.setdatabase) settings) as settings
+             (select json_object_agg(name, value) from ${this.#settingsOf(sql`r.oid`)} s) as settings
         from pg_roles r`;
     this.#knownRoles = new Set(roles.map(({ role }) => role));
     const own = roles.find(({ role }) => role === "authenticator")?.settings ?? {};
-    const [{ settings: everybody }] = await sql`
-      select json_object_agg(split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1)) as settings
-        from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase and d.datname = current_database(), unnest(s.setconfig) setting
-       where s.setrole = 0`;
     const general = { statement_timeout: "0", ...everybody, ...without(own, "pgrst.") };
     this.#roles = new Map(roles.filter((row) => row.is_allowed)
       .map(({ role, settings }) => [role, { ...general, ...without(settings ?? {}, "pgrst.") }]));
@@ -94,6 +89,16 @@ export class Session {
         from pg_proc p join pg_language l on l.oid = p.prolang
        where l.lanname in ('sql', 'plpgsql') and p.pronamespace not in ('pg_catalog'::regnamespace, '_local'::regnamespace)`;
     this.printsTrees = sources.some(({ source }) => mayLackWhere(source));
+  }
+
+  /** What ALTER ROLE or ALTER DATABASE set and a transaction can follow; for this database first. @param {import("postgres").PendingQuery<any>} role */
+  #settingsOf(role) {
+    return this.sql`(
+      select name, substr(setting, length(name) + 2) as value
+        from pg_db_role_setting s, unnest(s.setconfig) setting, split_part(setting, '=', 1) name
+       where s.setrole = ${role} and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+         and not exists (select from pg_settings g where g.name = split_part(setting, '=', 1) and g.context not in ('user', 'superuser'))
+       order by s.setdatabase)`;
   }
 
   /** @param {Settings} settings of the role authenticator */

@@ -7,7 +7,8 @@ const json = /** @type {any} */ (JSON); // rawJSON and isRawJSON keep a number's
 const keepDigits = (/** @type {string} */ _, /** @type {unknown} */ value, /** @type {{ source?: string }} */ { source }) =>
   typeof value === "number" && source !== undefined && String(value) !== source ? json.rawJSON(source) : value;
 
-const LONG_OR_ODD_NUMBER = /\d{16}|\.\d*0(?:[\s,}\]]|$)|\d[eE]|-0/; // what the slower parser is needed for
+/** A number outside of strings (or what looks like one) that needs the slower parser: long, with an exponent, with a last digit of 0. */
+const LONG_OR_ODD_NUMBER = /(?:^|[[:,\s])-?(?:[\d.]{16}|[\d.]+[eE]|\d+\.\d*0(?![\d.]))/;
 
 /** JSON.parse without loss of digits. @param {string} text @returns {any} */
 export function parseJson(text) {

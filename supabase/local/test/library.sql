@@ -88,3 +88,4 @@ create function public.request_guc(name text) returns text language sql stable a
 create function public.empties_by_trigger() returns trigger language plpgsql as $$ begin update public.genres set name = name; return new; end $$;
 create trigger empties before insert on public.genres for each row execute function public.empties_by_trigger();
 create function public.rewrites(name text) returns void language plpgsql as $$ begin execute format('update public.%I set id = id', name); end $$;
+create function public.empties_and_fails() returns void language plpgsql as $$ begin delete from public.letters; raise exception 'late'; end $$;

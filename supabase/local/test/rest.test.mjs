@@ -75,6 +75,7 @@ describe("no statement without a WHERE clause (pg-safeupdate)", () => {
     answers(`in SQL made by a function, ${round}`, { path: "rpc/rewrites", body: { name: "letters" } }, { status: 400, code: "21000", message: /^UPDATE/ });
     answers(`inside a trigger, ${round}`, { path: "genres", body: { id: 3, name: "verse" } }, { status: 400, code: "21000", message: /^UPDATE/ });
   }
+  answers("whatever else stops the function", { path: "rpc/empties_and_fails", body: {} }, { status: 400, code: "21000" });
   answers("with one, a function writes", { path: "rpc/writes", body: {} }, { status: 200, body: 1 });
 
   test("supabase-js is told so, and nothing is gone", async () => {
