@@ -31,5 +31,5 @@ def test_removes_more_objects_than_one_request_may_name(storage: Storage, supaba
 
 
 def test_a_name_outside_the_rule_of_storage_is_an_upload_that_failed(storage: Storage) -> None:
-    with pytest.raises(UploadFailed, match="Invalid key: removal/ü.png"):
+    with pytest.raises(UploadFailed, match=r"Invalid key: removal/ü\.png"):
         storage.upload(BUCKET, "removal/ü.png", FILE)
