@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders import single_file_utils
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -123,6 +124,22 @@ def test_both_forms_load_to_the_same_bits(folder: Path, file: Path, models: dict
     assert from_folder.scheduler_config == from_file.scheduler_config
     assert from_folder.force_zeros_for_empty_prompt is from_file.force_zeros_for_empty_prompt is True
     assert from_folder.tokenizer_2("hello!").input_ids == from_file.tokenizer_2("hello!").input_ids
+
+
+def test_names_are_those_of_diffusers_own_conversions(folder: Path, file: Path) -> None:
+    """The loader and the tool that wrote the file share a table of names; diffusers' is another one."""
+    loaded, tensors = load_components(file, device="cpu", config=folder), load_file(file)
+    converted = {
+        "vae": single_file_utils.convert_ldm_vae_checkpoint(tensors, loaded.vae.config),
+        "unet": single_file_utils.convert_ldm_unet_checkpoint(tensors, loaded.unet.config),
+        "text_encoder_2": single_file_utils.convert_open_clip_checkpoint(
+            loaded.text_encoder_2, tensors, prefix="conditioner.embedders.1.model."
+        ),
+    }
+    for part, expected in converted.items():
+        found = getattr(loaded, part).state_dict()
+        assert found.keys() == expected.keys(), part
+        assert [name for name in expected if not torch.equal(expected[name], found[name])] == [], part
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
