@@ -125,7 +125,12 @@ def test_the_machines_faults_are_not_the_models(
 
 @pytest.mark.parametrize(
     "fault",
-    [RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), RuntimeError("CUDA error: unknown"), OSError("I/O error"), MemoryError()],
+    [
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: unknown"),
+        OSError("I/O error"),
+        MemoryError(),
+    ],
 )
 def test_nor_are_those_of_libraries_and_disks(fault: Exception) -> None:
     with pytest.raises(type(fault)), model_errors("m"):
@@ -142,7 +147,7 @@ def test_the_vae_is_proven_both_ways(monkeypatch: pytest.MonkeyPatch, part: str)
         "_decoded": lambda _latents: engine._decode(torch.full((4, 8, 8), float("nan"))),
     }[part]
     monkeypatch.setattr(engine, part, broken)
-    with pytest.raises(ModelInvalid, match="the VAE's (en|de)coder"):
+    with pytest.raises(ModelInvalid, match=r"the VAE's (en|de)coder"):
         engine.prove()
 
 

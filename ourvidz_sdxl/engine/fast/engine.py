@@ -32,7 +32,6 @@ from ourvidz_sdxl.engine.fast.vae import FastDecoder, FastEncoder
 from ourvidz_sdxl.engine.load import CLIP_CONTEXT, SDXL_BASE, Components, fingerprint_of, load_components
 from ourvidz_sdxl.engine.lora import with_lora
 from ourvidz_sdxl.engine.preview import SoFar
-from ourvidz_sdxl.engine.proof import model_errors
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.sdxl import SdxlEngine, named_faults
 from ourvidz_sdxl.errors import ModelInvalid
@@ -114,8 +113,7 @@ class FastEngine(SdxlEngine):
 
     @classmethod
     def load(cls, model_path: Path, few_step_lora: Path | None = None, options: FastOptions = PLAIN) -> FastEngine:
-        with model_errors(model_path.name):
-            return named_faults(cls._load, model_path, few_step_lora, options)
+        return named_faults(cls._load, model_path, few_step_lora, options)
 
     @classmethod
     def _load(cls, model_path: Path, few_step_lora: Path | None, options: FastOptions) -> FastEngine:
