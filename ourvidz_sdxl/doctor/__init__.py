@@ -48,7 +48,9 @@ def examine(environ: Mapping[str, str], *, as_json: bool = False) -> int:
     except SettingsInvalid as error:
         found("settings", fail(str(error), "Set them as .env.example says, in .env or in the template's environment."))
     else:
-        found("settings", ok(f"for {settings.supabase_url}, as {settings.target_worker}"))
+        defaults = {"DEFAULT_STEPS": settings.default_steps, "DEFAULT_GUIDANCE": settings.default_guidance}
+        said = "".join(f", {name}={value:g}" for name, value in defaults.items() if value is not None)
+        found("settings", ok(f"for {settings.supabase_url}, as {settings.target_worker}{said}"))
         found("key", check_key(settings))
         reachable = found("address", check_address(settings)).state is not State.FAIL
         for name, check in ONLINE.items():

@@ -134,20 +134,22 @@ def load_engine(
 ) -> Engine:
     """Loads the checkpoint onto the GPU, or the CPU where there is none. `few_step_lora` makes a second UNet, for plans of it.
 
-    `schedule` overrides what the checkpoint says of its prediction type and timesteps. The engine is proven (`Engine.prove`).
+    `schedule` overrides what the checkpoint says of its prediction type and timesteps. Loading ends with `Engine.prove`.
 
-    Raises ModelMissing or ModelInvalid; the latter, too, where the fast path was asked for and cannot paint this model. Raises
-    SettingsInvalid for fp8 where there is none.
+    Raises ModelMissing, or ModelInvalid for what is not a model that can be painted with; that, too, where the fast path was asked
+    for and cannot paint this model. Raises SettingsInvalid for fp8 where there is none.
     """
     head_start(model_path)
     from ourvidz_sdxl.engine.fast.engine import FastEngine, why_no_fp8, why_not_fast
+    from ourvidz_sdxl.engine.proof import model_errors
     from ourvidz_sdxl.engine.sdxl import SdxlEngine
 
-    obstacle = why_not_fast(model_path)
-    fast = kind == "fast" or (kind == "auto" and obstacle is None)
-    if options.fp8 and (reason := why_no_fp8() if fast else "only the fast engine has it"):
-        raise SettingsInvalid(f"FP8=true cannot be had here: {reason}")
-    if fast:
-        return FastEngine.load(model_path, few_step_lora, options, schedule=schedule)
-    log.info("plain_engine", reason=obstacle or "asked for")
-    return SdxlEngine.load(model_path, few_step_lora, schedule=schedule)
+    with model_errors(model_path.name):
+        obstacle = why_not_fast(model_path)
+        fast = kind == "fast" or (kind == "auto" and obstacle is None)
+        if options.fp8 and (reason := why_no_fp8() if fast else "only the fast engine has it"):
+            raise SettingsInvalid(f"FP8=true cannot be had here: {reason}")
+        if fast:
+            return FastEngine.load(model_path, few_step_lora, options, schedule=schedule)
+        log.info("plain_engine", reason=obstacle or "asked for")
+        return SdxlEngine.load(model_path, few_step_lora, schedule=schedule)

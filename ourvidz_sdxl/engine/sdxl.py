@@ -75,8 +75,7 @@ class SdxlEngine:
             parts = load_components(model_path, device=device, schedule=schedule)
             return cls(parts, device, with_lora(parts.unet, few_step_lora) if few_step_lora else None)
 
-        with model_errors(model_path.name):
-            engine = named_faults(loaded)
+        engine = named_faults(loaded)
         engine.prove()
         return engine
 

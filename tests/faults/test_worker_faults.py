@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from benchmarks.accelerations import random_lora
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
 from tests.integration.conftest import Database, User, sign_up, wait_until
+from tests.integration.test_proof import WEIGHTS, plant, plant_in_model
 from tests.processes import REAL, STUB, TINY_MODEL, WorkerProcess, environ, scratch_folder
 
 TARGET = "own-machine"
@@ -114,10 +117,9 @@ class TestModel:
     def model(self, tmp_path: Path) -> Path:
         return Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
 
-    def run(self, supabase: EmbeddedSupabase, model: Path) -> WorkerProcess:
-        return WorkerProcess(
-            supabase, REAL, target_worker=TARGET, model_path=model, model_retry_seconds=0.5, worker_id="m", wait_for_ready=False
-        )
+    def run(self, supabase: EmbeddedSupabase, model: Path, **settings: Any) -> WorkerProcess:
+        settings |= {"target_worker": TARGET, "model_path": model, "model_retry_seconds": 0.5, "worker_id": "m"}
+        return WorkerProcess(supabase, REAL, wait_for_ready=False, **settings)
 
     @pytest.mark.parametrize("fault", ["missing", "truncated"])
     def test_it_is_loaded_again_and_then_the_error_is_clear_and_nothing_is_claimed(
@@ -139,6 +141,30 @@ class TestModel:
         assert seen
         assert seen["state"] == "failed"
         assert seen["error"].startswith(code)
+        assert (row_of(db, job["id"])["status"], row_of(db, job["id"])["claims"]) == ("queued", 0)
+
+    @pytest.mark.parametrize("part", [*WEIGHTS, "fast_lora_path"])
+    def test_a_weight_that_is_no_number_ends_the_worker_before_it_is_ready(
+        self, supabase: EmbeddedSupabase, db: Database, user: User, model: Path, part: str
+    ) -> None:
+        settings: dict[str, Any] = {}
+        if part == "fast_lora_path":
+            lora = random_lora(model, model.parent / "few.safetensors")
+            plant(lora, min(load_file(lora)))
+            settings = {part: lora}
+        else:
+            plant_in_model(model, part)
+        job = user.insert(target_worker=TARGET)
+        with self.run(supabase, model, **settings) as worker:
+            assert worker.wait_for_exit() == 1
+        assert "model_invalid: " in worker.lines[-1]
+        assert (WEIGHTS[part][1] if part in WEIGHTS else "few") in worker.lines[-1]
+        events = [event["event"] for event in worker.events]
+        assert "worker_ready" not in events
+        assert "worker_died" not in events
+        seen = db.execute("select state, error from public.workers where id = 'm'").fetchone()
+        assert seen
+        assert (seen["state"], seen["error"].partition(":")[0]) == ("failed", "model_invalid")
         assert (row_of(db, job["id"])["status"], row_of(db, job["id"])["claims"]) == ("queued", 0)
 
     def test_a_model_that_arrives_late_is_loaded(

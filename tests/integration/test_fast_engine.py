@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.accelerations import random_lora
 from ourvidz_sdxl.engine import FastOptions, load_engine
 from ourvidz_sdxl.engine.fast.engine import FastEngine, why_not_fast
+from ourvidz_sdxl.engine.load import load_components
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.job import Job, Scheduler
 from ourvidz_sdxl.plan import Plan, make_plan
@@ -91,6 +92,66 @@ def test_with_a_few_step_lora_both_paint_the_same_with_either_unet_from_kept_wei
         assert all(np.abs(first - other).max() <= 1 for other in others)
     with pytest.raises(ValueError, match="without a few-step LoRA"):
         FastEngine.load(BUNDLED).paint(few, None, lambda *_: None)
+
+
+@pytest.mark.parametrize("scheduler", [None, *Scheduler])
+def test_strength_0_paints_bit_for_bit_what_no_reference_gives(
+    engines: tuple[FastEngine, SdxlEngine], scheduler: Scheduler | None
+) -> None:
+    edge = engines[0].native_size
+    columns = {"scheduler": scheduler, "batch_size": 3, "steps": 5, "negative_prompt": "blue"}
+    for engine in engines:
+        with_reference = engine.paint(plan(edge, **columns, **REFERENCE, reference_strength=0.0), reference(edge), lambda *_: None)
+        assert with_reference == engine.paint(plan(edge, **columns), None, lambda *_: None)
+
+
+@pytest.mark.parametrize("strength", [0.8, 0.9, 0.71, 0.29])
+@pytest.mark.parametrize("steps", [15, 25])
+def test_both_paint_as_many_steps_as_the_plan_says(engines: tuple[FastEngine, SdxlEngine], steps: int, strength: float) -> None:
+    asked = plan(engines[0].native_size, steps=steps, **REFERENCE, reference_strength=strength)
+    for engine in engines:
+        told: list[tuple[int, int]] = []
+        engine.paint(asked, reference(engine.native_size), lambda done, total, told=told: told.append((done, total)))
+        assert told == [(done, asked.painted_steps) for done in range(1, asked.painted_steps + 1)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("scheduler", [None, *Scheduler])
+def test_few_steps_are_the_same_in_both_and_paint_something(
+    engines: tuple[FastEngine, SdxlEngine], scheduler: Scheduler | None, steps: int
+) -> None:
+    asked = plan(engines[0].native_size, scheduler=scheduler, steps=steps)
+    fast, plain = (np.asarray(engine.paint(asked, None, lambda *_: None)[0], dtype=int) for engine in engines)
+    assert np.abs(fast - plain).max() <= 1
+    red, green, blue = plain.mean((0, 1))
+    assert blue > max(red, green) + 20, "the background of a red circle is blue in the model's training pictures"
+
+
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+@pytest.fixture(scope="module")
+def zero_snr_engines() -> tuple[FastEngine, SdxlEngine]:
+    """The bundled model, taken for a v-prediction model with zero terminal SNR: its pictures mean nothing."""
+    device = torch.device("cpu")
+    fast, plain = (
+        replace(parts, scheduler_config={**parts.scheduler_config, **ZERO_SNR})
+        for parts in (load_components(BUNDLED, device=device), load_components(BUNDLED, device=device))
+    )
+    return FastEngine(fast, device), SdxlEngine(plain, device)
+
+
+@pytest.mark.parametrize("changes", [{}, {**REFERENCE, "reference_strength": 0.4}], ids=["text", "reference"])
+@pytest.mark.parametrize("scheduler", [None, *Scheduler])
+def test_zero_terminal_snr_gives_the_same_images_too(
+    zero_snr_engines: tuple[FastEngine, SdxlEngine], scheduler: Scheduler | None, changes: dict[str, Any]
+) -> None:
+    edge = zero_snr_engines[0].native_size
+    asked = plan(edge, scheduler=scheduler, **changes)
+    given = reference(edge) if changes else None
+    fast, plain = (np.asarray(engine.paint(asked, given, lambda *_: None)[0], dtype=int) for engine in zero_snr_engines)
+    assert np.abs(fast - plain).max() <= 2
+    assert fast.std() > 1
 
 
 def test_what_the_callback_raises_ends_the_painting_and_the_engine_paints_on(engines: tuple[FastEngine, SdxlEngine]) -> None:

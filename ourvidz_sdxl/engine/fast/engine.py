@@ -33,7 +33,6 @@ from ourvidz_sdxl.engine.load import SDXL_BASE, Components, fingerprint_of, load
 from ourvidz_sdxl.engine.lora import with_lora
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.engine.preview import SoFar
-from ourvidz_sdxl.engine.proof import model_errors
 from ourvidz_sdxl.engine.schedulers import few_step_scheduler, new_scheduler
 from ourvidz_sdxl.engine.sdxl import SdxlEngine, named_faults
 from ourvidz_sdxl.errors import ModelInvalid
@@ -122,8 +121,7 @@ class FastEngine(SdxlEngine):
         *,
         schedule: ScheduleSettings = NO_SETTINGS,
     ) -> FastEngine:
-        with model_errors(model_path.name):
-            return named_faults(cls._load, model_path, few_step_lora, options, schedule)
+        return named_faults(cls._load, model_path, few_step_lora, options, schedule)
 
     @classmethod
     def _load(cls, model_path: Path, few_step_lora: Path | None, options: FastOptions, schedule: ScheduleSettings) -> FastEngine:
