@@ -16,8 +16,10 @@ import diffusers
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, fingerprint, folder_schedule, read_json
 from ourvidz_sdxl.engine.configuration import CLIP_CONTEXT
@@ -25,6 +27,10 @@ from ourvidz_sdxl.engine.original_names import file_sources, folder_sources
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.engine.weights import StoredWeights
 from ourvidz_sdxl.errors import ModelInvalid
+
+diffusers_logging.set_verbosity_error()  # its warning about long prompts would print the prompt
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 SDXL_BASE = Path(__file__).with_name("sdxl_base")
 CLIP_VOCABULARY = 49_408  # tokens; the text encoders of every SDXL share it

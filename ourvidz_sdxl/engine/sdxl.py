@@ -18,9 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine import OnStep
 from ourvidz_sdxl.engine.latents import LatentScale
@@ -43,10 +41,6 @@ from ourvidz_sdxl.job import Scheduler
 from ourvidz_sdxl.plan import I2IMode, Plan
 
 T = TypeVar("T")
-
-diffusers_logging.set_verbosity_error()  # its warning about long prompts would print the prompt
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
 
 
 class SdxlEngine:
