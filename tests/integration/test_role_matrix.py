@@ -245,12 +245,12 @@ make an upload URL                               refused    refused  refused  re
 overwrite, by upload                             refused    refused  refused  refused   yes
 overwrite, by update                             refused    refused  refused  refused   yes
 delete                                           nothing    nothing  nothing  nothing   yes
-move                                             unknown    refused  unknown  unknown   yes
+move                                             unknown    unknown  unknown  unknown   yes
 copy beside it                                   unknown    refused  unknown  unknown   yes
 copy into the actor's own references             unknown    yes      unknown  unknown   yes
 see the bucket                                   unknown    unknown  unknown  unknown   yes
 make the bucket public                           unknown    unknown  unknown  unknown   yes
-empty the bucket                                 unknown    unknown  unknown  unknown   yes
+empty the bucket                                 refused    refused  refused  refused   yes
 """)
 
 REFERENCE_BUCKET = OUTPUT_BUCKET | expectations("""
