@@ -37,11 +37,12 @@ EXPECTED = {"504", "PT429"}  # no connection in time; more than a user's quota
 MEAN_COST = 2.25 * (15 + 25) / 2 / 25  # of fleet_fill.order
 SINCE = "select extract(epoch from clock_timestamp() - %s)"
 JOBS = """
-    select id::text, user_id::text, cost, leased_by, extract(epoch from created_at - %(zero)s)::float8,
-           extract(epoch from started_at - %(zero)s)::float8, extract(epoch from completed_at - %(zero)s)::float8,
-           claims > 1 or error_code = 'lease_expired' or lease_expires_at < now()
-      from public.jobs where target_worker = %(target)s and created_at < now() + interval '1 s'
-     order by created_at, fair_key
+    select j.id::text, j.user_id::text, l.cost, l.worker, extract(epoch from j.created_at - %(zero)s)::float8,
+           extract(epoch from j.started_at - %(zero)s)::float8, extract(epoch from j.completed_at - %(zero)s)::float8,
+           l.claims > 1 or j.error_code = 'lease_expired' or l.expires_at < now()
+      from public.jobs j join private.leases l on l.job_id = j.id
+     where j.target_worker = %(target)s and j.created_at < now() + interval '1 s'
+     order by j.created_at, l.fair_key
 """
 
 
@@ -140,7 +141,7 @@ class Stage:
         for task in self._inserts:
             task.cancel()
         await asyncio.gather(*self._inserts, return_exceptions=True)
-        self._db.execute("vacuum analyze public.jobs")
+        self._db.execute("vacuum analyze public.jobs, private.leases")
 
     def insert(self, one: Order, target: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._insert(one, target))
@@ -162,7 +163,7 @@ class Stage:
             self.insert(order(self.chance.choices(self.crowd, weights)[0], self.chance), target)
 
     def count(self, condition: str, *values: Any) -> int:
-        return int(self._value(f"select count(*) from public.jobs where {condition}", *values))
+        return int(self._value(f"select count(*) from public.jobs join private.leases on job_id = id where {condition}", *values))
 
     async def until(self, condition: str, *values: Any, seconds: float) -> None:
         """Looks five times a second until no job fulfils the condition."""
@@ -230,12 +231,12 @@ async def backlog(stage: Stage, light: Sequence[str]) -> Scene:
     async with stage.scene(f"{plan.waiting:,} waiting", BACKLOG, RTX, workers) as scene:
         await come(plan.seconds)
         dead, begun = await scene.fleet.lose(0.1), time.perf_counter()
-        held = stage.count("status = 'processing' and leased_by = any (%s)", dead)
+        held = stage.count("state = 'held' and worker = any (%s)", dead)
         await come(plan.seconds)
-        await stage.until("status = 'processing' and leased_by = any (%s)", dead, seconds=3 * plan.lease_seconds)
+        await stage.until("state = 'held' and worker = any (%s)", dead, seconds=3 * plan.lease_seconds)
         reaped = time.perf_counter() - begun
         await stage.until(
-            "target_worker = %s and status = 'queued' and error_code = 'lease_expired'", BACKLOG, seconds=plan.lease_seconds
+            "jobs.target_worker = %s and status = 'queued' and error_code = 'lease_expired'", BACKLOG, seconds=plan.lease_seconds
         )
         scene.more |= {
             "jobs of dead workers": (held, ""),

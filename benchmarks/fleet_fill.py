@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 
@@ -30,7 +31,7 @@ class Order:
 
     @property
     def cost(self) -> float:
-        """As private.jobs_before_insert reckons it."""
+        """As private.jobs_enqueue reckons it."""
         return self.batch_size * TYPES[self.job_type] / 25
 
 
@@ -70,17 +71,26 @@ def finished(db: Connection, number: int) -> None:
         indexes = without_indexes(db)
         db.execute(
             """
-            insert into public.jobs (user_id, job_type, prompt, status, progress, attempts, claims,
-                                     created_at, started_at, completed_at, leased_by, lease_token, metrics, cost)
+            insert into public.jobs (user_id, job_type, prompt, status, progress, attempts,
+                                     created_at, started_at, completed_at, metrics)
             select u.ids[1 + n %% cardinality(u.ids)], case n %% 2 when 0 then 'sdxl_image_fast' else 'sdxl_image_high' end,
                    'a lighthouse on a cliff above a stormy sea, oil on canvas, dramatic light, number ' || n,
-                   'completed', 100, 1, 1,
-                   t.at, t.at + interval '2 s', t.at + interval '9 s', 'worker-' || n %% 1000, gen_random_uuid(),
-                   '{"generation_time": 6.5, "vram_usage": 9000, "i2i_mode": "text", "steps": 25}', 1
+                   'completed', 100, 1,
+                   t.at, t.at + interval '2 s', t.at + interval '9 s',
+                   '{"generation_time": 6.5, "vram_usage": 9000, "i2i_mode": "text", "steps": 25}'
               from generate_series(1, %s) n, (select array_agg(id) as ids from auth.users) u,
                    lateral (select now() - interval '1 hour' - n * interval '2 s' as at) t
             """,
             (number,),
+        )
+        db.execute(
+            """
+            insert into private.leases (job_id, state, user_id, target_worker, job_type, priority, run_at, cost, fair_key,
+                                        token, worker, claims)
+            select j.id, 'ended', j.user_id, j.target_worker, j.job_type, j.priority, j.run_at, 1, 1,
+                   gen_random_uuid(), 'worker-' || floor(1000 * random()), 1
+              from public.jobs j where j.status = 'completed'
+            """
         )
         db.execute(
             """
@@ -94,8 +104,10 @@ def finished(db: Connection, number: int) -> None:
         db.execute(
             """
             insert into public.job_events (job_id, status, attempt, worker, created_at)
-            select j.id, s.status, 1, j.leased_by, j.created_at
-              from public.jobs j, unnest(array['queued', 'processing', 'completed']) s (status) where j.status = 'completed'
+            select j.id, s.status, 1, l.worker, j.created_at
+              from public.jobs j join private.leases l on l.job_id = j.id,
+                   unnest(array['queued', 'processing', 'completed']) s (status)
+             where j.status = 'completed'
             """
         )
         for definition in indexes:
@@ -103,11 +115,11 @@ def finished(db: Connection, number: int) -> None:
 
 
 def without_indexes(db: Connection) -> list[str]:
-    """Drops those indexes of the three tables that no constraint needs: built at the end, they take less time. Returns how to."""
+    """Drops those indexes of the four tables that no constraint needs: built at the end, they take less time. Returns how to."""
     rows = db.execute(
         """
         select i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) from pg_index i
-         where i.indrelid in ('public.jobs'::regclass, 'public.job_images'::regclass, 'public.job_events'::regclass)
+         where i.indrelid = any (array['public.jobs', 'private.leases', 'public.job_images', 'public.job_events']::regclass[])
            and not exists (select from pg_constraint c where c.conindid = i.indexrelid)
         """
     ).fetchall()
@@ -121,14 +133,19 @@ def waiting(db: Connection, orders: Sequence[Order]) -> None:
     ends: dict[str, float] = {}
     with db.transaction():
         db.execute("set local session_replication_role = replica")
-        columns = "(user_id, target_worker, job_type, prompt, batch_size, cost, fair_key)"
+        ids = [str(uuid4()) for _ in orders]
+        columns = "(id, user_id, target_worker, job_type, prompt, batch_size)"
         with db.cursor().copy(f"copy public.jobs {columns} from stdin".encode()) as copy:
-            for one in orders:
+            for id_, one in zip(ids, orders, strict=True):
+                copy.write_row((id_, one.user, BACKLOG, one.job_type, "a lighthouse on a cliff", one.batch_size))
+        columns = "(job_id, user_id, target_worker, job_type, priority, run_at, cost, fair_key)"
+        with db.cursor().copy(f"copy private.leases {columns} from stdin".encode()) as copy:
+            for id_, one in zip(ids, orders, strict=True):
                 ends[one.user] = end = ends.get(one.user, 0.0) + one.cost
-                copy.write_row((one.user, BACKLOG, one.job_type, "a lighthouse on a cliff", one.batch_size, one.cost, end))
+                copy.write_row((id_, one.user, BACKLOG, one.job_type, 100, "now", one.cost, end))
 
 
 def settle(db: Connection) -> None:
-    for table in ("jobs", "job_images", "job_events"):
-        db.execute(f"vacuum analyze public.{table}".encode())
+    for table in ("public.jobs", "private.leases", "public.job_images", "public.job_events"):
+        db.execute(f"vacuum analyze {table}".encode())
     db.execute("checkpoint")

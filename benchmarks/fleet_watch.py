@@ -18,8 +18,8 @@ SAMPLE_SECONDS = 0.2
 COUNTERS = """
     select (select xact_commit from pg_stat_database where datname = current_database()),
            pg_current_wal_lsn() - '0/0'::pg_lsn,
-           (select sum(n_tup_upd) from pg_stat_user_tables where relid = 'public.jobs'::regclass),
-           (select sum(n_tup_hot_upd) from pg_stat_user_tables where relid = 'public.jobs'::regclass),
+           (select sum(n_tup_upd) from pg_stat_user_tables where relname in ('jobs', 'leases')),
+           (select sum(n_tup_hot_upd) from pg_stat_user_tables where relname in ('jobs', 'leases')),
            (select sum(blks_read) from pg_stat_database where datname = current_database()),
            (select sum(blks_hit) from pg_stat_database where datname = current_database())
 """
@@ -28,7 +28,9 @@ WAITS = """
      where state = 'active' and backend_type = 'client backend' and pid <> pg_backend_pid()
 """
 EVENTS = "select event, regexp_replace(topic, '^user:.*', 'user'), count(*) from realtime.messages group by 1, 2"
-DEAD = "select n_dead_tup from pg_stat_user_tables where relid = 'public.jobs'::regclass"
+DEAD = """
+    select sum(n_dead_tup)::bigint from pg_stat_user_tables where relname in ('jobs', 'leases')
+"""
 
 
 @dataclass(kw_only=True)

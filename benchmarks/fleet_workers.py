@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from realtime import AsyncRealtimeClient
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay
 
+from benchmarks.fleet_fill import Order
 from benchmarks.fleet_rest import Refused, Rest
 from ourvidz_sdxl.connection import PAUSE
 from ourvidz_sdxl.local import EmbeddedSupabase
@@ -115,7 +116,8 @@ class Worker:
                     return 0.05
                 return None if answer["next_run_in_ms"] is None else answer["next_run_in_ms"] / 1000
             row = answer["jobs"][0]
-            seconds = row["cost"] * self.seconds_per_unit * self._chance.gauss(1, 0.03)
+            cost = Order(user=row["user_id"], job_type=row["job_type"], batch_size=row["batch_size"]).cost
+            seconds = cost * self.seconds_per_unit * self._chance.gauss(1, 0.03)
             if self._in_lanes == 0:
                 self._painted_at = time.perf_counter() + seconds
             self._in_lanes += 1
@@ -148,12 +150,10 @@ class Worker:
             self._idle_at = time.perf_counter()
 
     async def _renew(self, job: str, token: object) -> None:
-        progress = 0
         while True:
             await asyncio.sleep(self._beat_seconds)
-            progress = min(95, progress + 20)
             try:
-                await self._rest.rpc("heartbeat_jobs", [UUID(job)], token, self._lease_seconds, {job: progress})
+                await self._rest.rpc("heartbeat_jobs", [UUID(job)], token, self._lease_seconds)
             except Refused:
                 continue
 

@@ -320,7 +320,7 @@ comment on column private.leases.expires_at is 'Until when the lease holds unles
 comment on column private.leases.claims is
   'How often the job was claimed, ever. Part of every object''s name, so that no two leases write to one object.';
 comment on column private.leases.crashes is 'Workers in a row that died while painting this job; the second one fails it as poison_job.';
-comment on column private.leases.faulted_on is 'Workers that gave it back as faulted, in their order.';
+comment on column private.leases.faulted_on is 'Workers that gave it back as faulted or crashed, in their order.';
 comment on column private.leases.avoid_until is 'Until then the workers of faulted_on pass over it, because another one may take it.';
 
 -- Where the sweep for orphaned objects goes on; one row. See sweep_orphans.

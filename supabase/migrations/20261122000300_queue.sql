@@ -41,7 +41,7 @@ create table private.reaping (
 -- next lease ends unless it is renewed (then somebody must look), or null};
 -- each row of jobs comes with what the worker needs beside it: "claims", "crashes", the "negative_preset" of its job type, and
 -- "fault_is_charged": whether the outcome faulted would count as an attempt.
--- A job that p_worker gave back as faulted is put off for it alone, until avoid_until.
+-- A job that p_worker gave back as faulted or crashed is put off for it alone, until avoid_until.
 -- Dead leases are looked for once a second and not at every claim: to look is to visit every job that is processing.
 -- The planner traps that this shape avoids: a parameter as LIMIT is planned for a tenth of the backlog, a constant one for one row;
 -- and FOR UPDATE would skip rows whose children are being written (FOR NO KEY UPDATE does not).
@@ -134,6 +134,8 @@ end $$;
 -- queued again at once, the attempt is given back) | crashed (the worker or its GPU died while painting this job: as released, but
 -- the second time in a row the job is failed as poison_job) | faulted (it may be the worker's own fault: another one gets it first, and the
 -- attempt is given back; but as retry for a worker that gave this job back as faulted before, or once max_attempts of them did).
+-- After crashed and faulted the same worker passes over the job for a minute (avoid_until): another may have time for it, and a broken
+-- worker does not use up the attempts of the few jobs at the head of the queue. Without another worker a crashed job need not wait.
 -- p_error is {"code", "message"}, p_warnings an array of the same.
 -- Returns ok | already (this call was made before) | lost (the lease is no longer the caller's; nothing was written).
 create function public.finish_job(
@@ -181,7 +183,7 @@ begin
     select p_id, i.index, i.bucket, i.path, i.thumbnail_path, i.seed, i.width, i.height, i.mime_type, i.bytes, i.sha256, i.similarity_score
       from jsonb_populate_recordset(null::public.job_images, p_images) i;
   end if;
-  if p_outcome = 'faulted' and v_lease.worker <> all (v_lease.faulted_on) then
+  if p_outcome in ('crashed', 'faulted') and v_lease.worker <> all (v_lease.faulted_on) then
     v_lease.faulted_on := v_lease.faulted_on || v_lease.worker;
   end if;
   update private.leases l   -- before the row of jobs, whose trigger looks whether they agree
@@ -189,10 +191,11 @@ begin
          expires_at = null,
          crashes = case p_outcome when 'crashed' then l.crashes + 1 when 'released' then l.crashes else 0 end,
          faulted_on = v_lease.faulted_on,
-         avoid_until = case when p_outcome <> 'faulted' then l.avoid_until
-                            when exists (select from public.workers w
-                                          where w.target_worker = l.target_worker and w.id <> all (v_lease.faulted_on)
-                                            and w.state = 'ready' and private.is_live(w)) then now() + interval '60 s' end
+         avoid_until = case when p_outcome = 'faulted' or (p_outcome = 'crashed' and exists (
+                                   select from public.workers w
+                                    where w.target_worker = l.target_worker and w.id <> all (v_lease.faulted_on)
+                                      and w.state = 'ready' and private.is_live(w)))
+                            then now() + interval '60 s' else l.avoid_until end
    where l.job_id = p_id;
   update public.jobs j
      set status = v_status,

@@ -69,6 +69,7 @@ def check(
         "each wish is one job": [(None, words) for words in missing] + list(one_row_each(wish_of, seen)),
         "every job ended exactly once": list(ended_once(seen)),
         "every end is one that was asked for or planted": list(allowed_ends(wish_of, seen, blows, findings.used_up)),
+        "every job has its lease, and it agrees": list(leases_agree(seen)),
         "no two leases at once": list(leases_in_turn(seen)),
         "no finish accepted twice": list(finished_once(seen, said, verdicts)),
         "completed jobs have their images, others none": list(images_of_completed(seen)),
@@ -130,6 +131,14 @@ def allowed_ends(wish_of: Mapping[str, Wish], seen: Seen, blows: Sequence[Blow],
             used_up.append(f"{job_id}: {words}")
 
 
+def leases_agree(seen: Seen) -> Iterator[Contradiction]:
+    """A job is processing exactly while its lease is held, and has an end only then."""
+    for job_id, job in seen.jobs.items():
+        expected = {"queued": "waiting", "processing": "held"}.get(job["status"], "ended")
+        if job["lease"] != expected or (job["expires_at"] is not None) != (expected == "held"):
+            yield job_id, f"{job['status']}, and its lease is {job['lease']} until {job['expires_at']}"
+
+
 def leases_in_turn(seen: Seen) -> Iterator[Contradiction]:
     painted = claims_painted(seen)
     for job_id, changes in seen.changes.items():
@@ -137,7 +146,7 @@ def leases_in_turn(seen: Seen) -> Iterator[Contradiction]:
             if change["new_status"] == "processing" and change["old_status"] != "queued":
                 yield job_id, f"claimed while it was {change['old_status']}"
             if change["error_code"] == "lease_expired" and change["old_status"] == "processing":
-                early = change["old_lease_until"] - change["at"]
+                early = change["lease_until"] - change["at"]
                 if early.total_seconds() > 0:
                     yield job_id, f"a lease was reaped {early} before its end"
         leases = seen.leases[job_id]
@@ -162,8 +171,8 @@ def finished_once(seen: Seen, said: Sequence[Said], verdicts: Sequence[Verdict])
             yield job_id, f"completed {len(claims)} times, by {[one.pod for one in claims]}"
         elif job is None or job["status"] != "completed":
             yield job_id, f"{claims[0].pod} completed it, and its row is {job and job['status']}"
-        elif job["leased_by"] != claims[0].pod:
-            yield job_id, f"{claims[0].pod} completed it, and the row says {job['leased_by']}"
+        elif job["worker"] != claims[0].pod:
+            yield job_id, f"{claims[0].pod} completed it, and the lease says {job['worker']}"
     taken = Counter((one.job_id, one.token) for one in verdicts if one.function == "finish_job" and one.verdict == "ok")
     for (job_id, token), times in taken.items():
         if times > 1:
@@ -284,7 +293,7 @@ def history(job_id: str, seen: Seen, said: Sequence[Said]) -> str:
     """Everything that is known of one job, in the order of time."""
     lines: list[tuple[float, str]] = []
     for change in seen.changes.get(job_id, []):
-        keys = ("operation", "old_status", "new_status", "new_token", "worker", "claims", "attempts", "crashes", "error_code")
+        keys = ("operation", "old_status", "new_status", "token", "worker", "claims", "attempts", "crashes", "error_code")
         words = " ".join(f"{key}={change[key]}" for key in keys if change[key] is not None)
         lines.append((change["at"].timestamp(), f"row    {words}"))
     for event in seen.events.get(job_id, []):

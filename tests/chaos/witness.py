@@ -128,7 +128,13 @@ def install(look: Look) -> None:
 def read(look: Look) -> Seen:
     changes = _by_job(look("select * from chaos.changes order by id"))
     return Seen(
-        jobs={str(row["id"]): row for row in look("select * from public.jobs")},
+        jobs={
+            str(row["id"]): row
+            for row in look(
+                "select j.*, l.state as lease, l.expires_at, l.worker, l.claims"
+                " from public.jobs j left join private.leases l on l.job_id = j.id"
+            )
+        },
         changes=changes,
         events=_by_job(look("select * from public.job_events order by id")),
         images=_by_job(look("select * from public.job_images order by job_id, index")),
@@ -159,7 +165,7 @@ def _lease(opened: DictRow, closed: DictRow | None) -> LeaseSeen:
         job_id=str(opened["job_id"]),
         claims=opened["claims"],
         worker=opened["worker"],
-        token=str(opened["new_token"]),
+        token=str(opened["token"]),
         start=at.timestamp(),
         end=closed["at"].timestamp() if closed else None,
         ended_as=closed["new_status"] if closed else None,

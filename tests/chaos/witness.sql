@@ -9,9 +9,8 @@ create table chaos.changes (
   job_id           uuid not null,
   old_status       text,
   new_status       text,
-  old_token        uuid,
-  new_token        uuid,
-  old_lease_until  timestamptz,
+  token            uuid,
+  lease_until      timestamptz,
   worker           text,
   claims           integer,
   attempts         integer,
@@ -21,23 +20,24 @@ create table chaos.changes (
 );
 create index on chaos.changes (job_id, id);
 
+-- By its name before the triggers of the project: of a lease that is reaped it sees what it was.
 create function chaos.note_job() returns trigger language plpgsql security definer set search_path = '' as $$
 declare
   v_job public.jobs;
+  v_lease private.leases;
 begin
   v_job := case tg_op when 'DELETE' then old else new end;
-  insert into chaos.changes (operation, job_id, old_status, new_status, old_token, new_token, old_lease_until, worker, claims, attempts,
+  select * into v_lease from private.leases l where l.job_id = v_job.id;
+  insert into chaos.changes (operation, job_id, old_status, new_status, token, lease_until, worker, claims, attempts,
                              crashes, error_code, cancel_requested)
   values (tg_op, v_job.id, case when tg_op <> 'INSERT' then old.status end, case when tg_op <> 'DELETE' then new.status end,
-          case when tg_op <> 'INSERT' then old.lease_token end, case when tg_op <> 'DELETE' then new.lease_token end,
-          case when tg_op <> 'INSERT' then old.lease_expires_at end, v_job.leased_by, v_job.claims, v_job.attempts, v_job.crashes,
+          v_lease.token, v_lease.expires_at, v_lease.worker, v_lease.claims, v_job.attempts, v_lease.crashes,
           v_job.error_code, v_job.cancel_requested_at is not null);
   return null;
 end $$;
 create trigger chaos_note after insert or delete on public.jobs for each row execute function chaos.note_job();
 create trigger chaos_note_change after update on public.jobs
-  for each row when (old.status is distinct from new.status or old.lease_token is distinct from new.lease_token
-                     or old.completed_at is not null)
+  for each row when (old.status is distinct from new.status or old.completed_at is not null)
   execute function chaos.note_job();
 
 create table chaos.objects (

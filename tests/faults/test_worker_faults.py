@@ -33,7 +33,9 @@ class TestLeases:
             job = user.insert(target_worker=TARGET, prompt="busy", steps=2)
             worker.wait_for("job_claimed", job_id=job["id"])
             renewed_twice = "l.expires_at > j.started_at + interval '14 s'"
-            wait_until(db, f"select {renewed_twice} from public.jobs j join private.leases l on job_id = id where id = %s", job["id"])
+            wait_until(
+                db, f"select {renewed_twice} from public.jobs j join private.leases l on job_id = id where id = %s", job["id"]
+            )
             user.client.table("jobs").update({"cancel_requested_at": "now"}).eq("id", job["id"]).execute()
             worker.wait_for("job_cancelled", job_id=job["id"])
 

@@ -211,7 +211,8 @@ def as_uuid(scene: Scene) -> Any:
         ("update public.workers set state = 'starting' where id = 'w'", "A worker is loading its model"),
         (
             "update private.leases set state = 'held', expires_at = now() + interval '1 h', worker = 'w',"
-            " token = gen_random_uuid() where job_id = %(waiting)s; update public.jobs set status = 'processing' where id = %(waiting)s;"
+            " token = gen_random_uuid() where job_id = %(waiting)s;"
+            " update public.jobs set status = 'processing' where id = %(waiting)s;"
             " update public.jobs set run_at = now() where id = %(retried)s",
             "Every worker is busy",
         ),

@@ -110,6 +110,7 @@ def lease_of(db: Database, job_id: str) -> dict[str, Any]:
 
 def due(db: Database) -> None:
     db.execute("update public.jobs set run_at = now() where status = 'queued'")
+    db.execute("update private.leases set avoid_until = null where avoid_until is not null")
 
 
 def test_a_claim_takes_the_job_under_a_lease_and_charges_an_attempt(db: Database, user: User, caller: Caller) -> None:
@@ -249,16 +250,17 @@ class TestACrash:
 class TestAFault:
     """`faulted`: a worker whose own fault it may be gives the job back, and another one gets it first."""
 
-    def fault(self, caller: Caller, job_id: str, worker: str = "w") -> str:
+    def fault(self, caller: Caller, job_id: str, worker: str = "w", outcome: str = "faulted") -> str:
         token = str(uuid4())
         assert [row["id"] for row in caller.claim(token, worker=worker)["jobs"]] == [job_id]
-        return caller.finish(job_id, token, "faulted", p_error={"code": "blank_image", "message": "m"})
+        return caller.finish(job_id, token, outcome, p_error={"code": "blank_image", "message": "m"})
 
     @pytest.fixture
     def another(self, db: Database) -> Iterator[str]:
         """Another worker of the same target, ready and alive."""
         db.execute(
-            "insert into public.workers (id, target_worker, host, version, state) values ('another', %s, 'h', '1', 'ready')", (TARGET,)
+            "insert into public.workers (id, target_worker, host, version, state) values ('another', %s, 'h', '1', 'ready')",
+            (TARGET,),
         )
         yield "another"
         db.execute("delete from public.workers where id = 'another'")
@@ -276,9 +278,7 @@ class TestAFault:
         events = user.client.table("job_events").select("status, worker, error_code").order("id").execute().data
         assert events[-1] == {"status": "queued", "worker": "w", "error_code": "blank_image"}
 
-    def test_puts_the_job_off_for_its_worker_while_another_one_lives(
-        self, db: Database, user: User, caller: Caller, another: str
-    ) -> None:
+    def test_puts_the_job_off_for_its_worker_alone(self, db: Database, user: User, caller: Caller, another: str) -> None:
         job_id = user.insert()["id"]
         self.fault(caller, job_id)
         answer = caller.claim(str(uuid4()))
@@ -294,31 +294,38 @@ class TestAFault:
     def test_comes_back_to_its_worker_after_a_minute(self, db: Database, user: User, caller: Caller, another: str) -> None:
         job_id = user.insert()["id"]
         self.fault(caller, job_id)
-        db.execute("update private.leases set avoid_until = now()")
+        due(db)
         assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [job_id]
 
     @pytest.mark.parametrize(
         "change",
-        ["state = 'draining'", "state = 'starting'", "last_seen_at = now() - interval '1 h'", "target_worker = 'other'", "id = 'w'"],
+        [
+            "state = 'draining'",
+            "state = 'starting'",
+            "last_seen_at = now() - interval '1 h'",
+            "target_worker = 'other'",
+            "id = 'w'",
+        ],
     )
-    def test_comes_back_at_once_when_no_other_worker_could_take_it(
+    def test_a_crash_puts_the_job_off_only_where_another_worker_could_take_it(
         self, db: Database, user: User, caller: Caller, another: str, change: str
     ) -> None:
-        db.execute(f"update public.workers set {change} where id = 'another'".encode())
         try:
             job_id = user.insert()["id"]
-            self.fault(caller, job_id)
+            assert self.fault(caller, job_id, outcome="crashed") == "ok"
+            assert self.avoided(db, job_id)
+            db.execute(f"update public.workers set {change} where id = 'another'".encode())
+            job_id = user.insert()["id"]
+            assert self.fault(caller, job_id, outcome="crashed") == "ok"
             assert not self.avoided(db, job_id)
             assert [row["id"] for row in caller.claim(str(uuid4()))["jobs"]] == [job_id]
         finally:
             db.execute("delete from public.workers where id = 'w'")
 
-    def test_of_every_worker_leaves_nobody_to_wait_for(self, db: Database, user: User, caller: Caller, another: str) -> None:
+    def test_of_two_workers_is_free_for_both(self, db: Database, user: User, caller: Caller) -> None:
         job_id = user.insert()["id"]
         self.fault(caller, job_id)
-        assert self.avoided(db, job_id)
-        self.fault(caller, job_id, another)
-        assert not self.avoided(db, job_id)
+        self.fault(caller, job_id, "another")
         assert (user.job(job_id)["attempts"], lease_of(db, job_id)["faulted_on"]) == (0, ["w", "another"])
 
     def test_is_charged_from_the_second_one_of_a_worker_on_and_fails_the_job_in_the_end(
@@ -346,12 +353,14 @@ class TestAFault:
     def test_pauses_the_job_when_it_is_charged(self, db: Database, user: User, caller: Caller) -> None:
         job_id = user.insert()["id"]
         for _ in range(2):
+            due(db)
             self.fault(caller, job_id)
         row = db.execute("select run_at > created_at as later from public.jobs").fetchone()
         assert row == {"later": True}
 
     def test_tells_the_worker_at_its_claim_whether_it_would_be_charged(self, db: Database, user: User, caller: Caller) -> None:
         self.fault(caller, user.insert()["id"])
+        due(db)
         token = str(uuid4())
         assert caller.claim(token)["jobs"][0]["fault_is_charged"] is True
         assert caller.claim(token, worker="another")["jobs"][0]["fault_is_charged"] is False

@@ -308,7 +308,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.held()))
     @rule(
         pick=st.integers(0, 9),
-        outcome=st.sampled_from([*OUTCOMES, "crashed"]),
+        outcome=st.sampled_from([*OUTCOMES, "crashed", "faulted"]),
         missing_image=st.sampled_from([False, False, False, True]),
         times=st.integers(1, 2),
     )
@@ -369,10 +369,11 @@ class Queue(RuleBasedStateMachine):
         charged_attempts = job.attempts
         if uncharged:
             job.attempts -= 1
-        if outcome == "faulted":
+        if outcome in ("faulted", "crashed"):
             job.faulted_on += [worker] if first_fault else []
             others = {self.name(other) for other in WORKERS[:2]} - set(job.faulted_on)
-            job.avoid_until = self.now + AVOIDED if others else None
+            if outcome == "faulted" or others:
+                job.avoid_until = self.now + AVOIDED
         job.crashes = {"crashed": job.crashes + 1, "released": job.crashes}.get(outcome, 0)
         job.progress = {"completed": 100, "queued": 0}.get(status, job.progress)
         job.error_code = None if status in ("completed", "cancelled") else "poison_job" if poison else f"code_{outcome}"
@@ -404,7 +405,9 @@ class Queue(RuleBasedStateMachine):
             (row,) = self.rows("select extract(epoch from run_at - now())::float as pause from public.jobs where id = %s", job.id)
             assert -60 < row["pause"] <= min(300, 5 * 2 ** (job.attempts - 1))
             self.past("update public.jobs set run_at = now() + make_interval(secs => %s) where id = %s", PAUSE * 60, job.id)
-            self.past("update private.leases l set run_at = j.run_at from public.jobs j where j.id = l.job_id and j.id = %s", job.id)
+            self.past(
+                "update private.leases l set run_at = j.run_at from public.jobs j where j.id = l.job_id and j.id = %s", job.id
+            )
             job.run_at = self.now + PAUSE
 
     # ---- time
@@ -513,7 +516,7 @@ def machine(supabase: EmbeddedSupabase, db: Database) -> Iterator[type[Queue]]:
     db.execute("delete from auth.users where email like '%%@model.example'")
 
 
-@pytest.mark.timeout(0 if EXAMPLES else 120)
+@pytest.mark.timeout(0 if EXAMPLES else 900)
 def test_the_queue_does_what_the_model_says(machine: type[Queue]) -> None:
     run_state_machine_as_test(machine, settings=SETTINGS)
 
@@ -522,14 +525,27 @@ MUTATIONS = {
     "a finish without its fence": ("finish_job", "v_lease.token is distinct from p_token or v_lease.token is null", "false"),
     "a heartbeat without its fence": ("heartbeat_jobs", "and l.token = p_token", ""),
     "a reaper that takes living leases": ("reap_jobs", "and l.expires_at < now()", ""),
-    "a delayed job claimed early": ("claim_jobs", "and j.status = 'queued' and j.run_at <= now()", "and true or j.status = 'queued'"),
+    "a delayed job claimed early": (
+        "claim_jobs",
+        "and j.status = 'queued' and j.run_at <= now()",
+        "and true or j.status = 'queued'",
+    ),
     "a crash that is charged": ("finish_job", "(p_outcome = 'crashed' and not v_poison)", "false"),
-    "a fault that is never charged": ("finish_job", "v_lease.worker <> all (v_lease.faulted_on) and cardinality", "cardinality"),
-    "a fault that its worker claims again": ("claim_jobs", "case when p_worker = any (l.faulted_on) then l.avoid_until end) <= now()", "l.run_at) <= now()"),
+    "a fault that is never charged": (
+        "finish_job",
+        "v_lease.worker <> all (v_lease.faulted_on) and cardinality(v_lease.faulted_on) < v_job.max_attempts",
+        "true",
+    ),
+    "a fault that its worker claims again": (
+        "claim_jobs",
+        "case when p_worker = any (l.faulted_on) then l.avoid_until end) <= now()",
+        "l.run_at) <= now()",
+    ),
     "a repeated claim that takes more": ("claim_jobs", "if v_ids is null then\n    for", "if true then\n    for"),
 }
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_model_notices(machine: type[Queue], db: Database, mutation: str) -> None:
     function, true, false = MUTATIONS[mutation]
