@@ -31,7 +31,7 @@ PUSH = (
     "not have looked since: run `notify pgrst, 'reload schema'` in the SQL editor."
 )
 # Of PostgREST (https://docs.postgrest.org/en/stable/references/errors.html), of a function's own statements, and of a policy's.
-MISSING = ("PGRST202", "PGRST205", "42883", "42P01", "42703", "3F000")
+MISSING = ("PGRST202", "PGRST205", "42883", "42P01", "42703", "42704", "3F000")
 DENIED = re.compile(r"permission denied for (?P<kind>[a-z ]+) (?P<name>\w+)")
 
 

@@ -292,7 +292,7 @@ FAULTS = {
     "a table beneath is missing": Fault(
         plant=in_the_database("alter table private.sweep rename to gone", "alter table private.gone rename to sweep"),
         check="queue functions",
-        words='relation "private.sweep" does not exist',
+        words='"private.sweep" does not exist',
         mend="supabase db push",
     ),
     "a statement without WHERE": Fault(
