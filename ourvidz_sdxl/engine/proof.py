@@ -37,10 +37,10 @@ def model_errors(model: str) -> Iterator[None]:
         raise ModelInvalid(f"{model} cannot be painted with: {type(error).__name__}: {error}") from error
 
 
-def proof_plans(edge: int, few_step_lora: str | None) -> Iterator[tuple[str, Plan]]:
+def proof_plans(edge: int, *, few_step: bool) -> Iterator[tuple[str, Plan]]:
     """Paintings of `edge` x `edge` pixels, each with the name of the part that is at fault if only this one fails.
 
-    Euler's steps are linear in the prediction, and so show whether the UNet's are finite.
+    Euler's steps are linear in the prediction, and so show whether the UNet's are finite. `few_step`: there is a LoRA's, too.
     """
 
     def plan(scheduler: Scheduler | None, guidance_scale: float, lora: str | None = None) -> Plan:
@@ -60,8 +60,8 @@ def proof_plans(edge: int, few_step_lora: str | None) -> Iterator[tuple[str, Pla
 
     guided = GUIDANCE_SCALE[JobType.HIGH]
     yield "the UNet", plan(Scheduler.EULER, guided)
-    if few_step_lora:
-        yield f"the UNet with the LoRA {few_step_lora}", plan(Scheduler.EULER, NO_GUIDANCE, few_step_lora)
+    if few_step:
+        yield "the UNet with the few-step LoRA", plan(Scheduler.EULER, NO_GUIDANCE, "proof")
     yield "the checkpoint's own scheduler", plan(None, guided)
     for scheduler in Scheduler:
         if scheduler is not Scheduler.EULER:

@@ -93,7 +93,7 @@ class SdxlEngine:
         except BlankImage as error:
             raise ModelInvalid(f"the VAE's decoder gives no picture: {error}") from None
         try:
-            for part, plan in proof_plans(self._proof_edge, "" if self._few_step_unet else None):
+            for part, plan in proof_plans(self._proof_edge, few_step=self._few_step_unet is not None):
                 require_finite(part, self._denoise(replace(plan, prompt=prompt), None, lambda _done, _total: None))
         finally:
             self._so_far = None
