@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -45,6 +46,10 @@ CHUNK_BYTES = 64 * 1024
 NOT_A_URL = "The reference URL must be an https:// address on port 443 without a user name."
 NOT_PUBLIC = "The reference URL does not lead to a public server."  # said of unknown names too: nobody maps our network with it
 PASSING = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, TimeoutError, socket.gaierror)
+CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # TLS errors of the connection below
+# Statuses that another attempt may not meet: Request Timeout, Too Early, Too Many Requests; and 5xx but Not Implemented,
+# HTTP Version Not Supported, Variant Also Negotiates, Loop Detected, Not Extended (IANA's registry of status codes).
+PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505, 506, 508, 510}
 
 # Not `ipaddress.is_global`: Python 3.11 takes multicast, NAT64, 6to4 and 3fff::/20 for global, and its patches differ.
 # From IANA's registries of special-purpose addresses (RFC 6890), and for IPv6 of global unicast assignments.
@@ -85,7 +90,8 @@ def resolve(host: str) -> list[str]:
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     seconds: float = 15.0  # for everything together: names, connections, redirects, repetitions, the body
-    connect_seconds: float = 5.0  # for one address, so that a dead one leaves time for the next
+    retry_seconds: float = 5.0  # no repetition begins later than this after the first request: the queue has the next ones
+    connect_seconds: float = 3.0  # for one address, so that a dead one leaves time for the next
     max_bytes: int = 20 * 1024 * 1024  # the reference bucket's limit
     redirects: int = 3
     attempts: int = 3
@@ -101,6 +107,16 @@ class Internet:
     ca_file: str | None = None  # None: certifi's
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+
+class Unavailable(ReferenceUnreachable):
+    """Answer of a server that may answer otherwise later."""
+
+    def __init__(self, user_message: str, retry_after: str) -> None:
+        """`retry_after` is the header of RFC 9110, 10.2.3; a date is taken as later than any retry here."""
+        super().__init__(user_message=user_message)
+        delay = retry_after.strip()
+        self.retry_after_seconds = float(delay) if delay.isdecimal() else (inf if delay else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +140,21 @@ def fetch_reference(url: str, *, limits: Limits = Limits(), internet: Internet =
 
     Raises ReferenceInvalid where another attempt cannot end differently, and ReferenceUnreachable where it can.
     """
-    deadline = Deadline(ends=internet.clock() + limits.seconds, clock=internet.clock)
+    now = internet.clock()
+    deadline = Deadline(ends=now + limits.seconds, clock=internet.clock)
+    retries = Deadline(ends=now + min(limits.seconds, limits.retry_seconds), clock=internet.clock)
+    backoff = wait_random_exponential(multiplier=0.25, max=2)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome and state.outcome.exception()
+        return max(backoff(state), error.retry_after_seconds if isinstance(error, Unavailable) else 0)
 
     def is_enough(state: RetryCallState) -> bool:
-        return state.attempt_number >= limits.attempts or state.upcoming_sleep >= deadline.left
+        return state.attempt_number >= limits.attempts or state.upcoming_sleep >= retries.left
 
     retrying = Retrying(
         retry=retry_if_exception_type(ReferenceUnreachable),
-        wait=wait_random_exponential(multiplier=0.25, max=2),
+        wait=wait,
         stop=is_enough,
         sleep=internet.sleep,
         reraise=True,
@@ -148,8 +171,10 @@ def _fetch_once(url: str, turn: int, deadline: Deadline, limits: Limits, interne
         reason, message = type(error).__name__, "The reference image could not be reached."
         if deadline.left <= 0:
             message = f"The reference image took longer than {limits.seconds:g} seconds."
-        elif _is_certificate_error(error):
-            kind, message = ReferenceInvalid, "The reference's server has no valid certificate."
+        elif tls := _tls_error(error):
+            kind, message = ReferenceInvalid, "The reference's server does not speak TLS as it must."
+            if isinstance(tls, ssl.SSLCertVerificationError):
+                message = "The reference's server has no valid certificate."
     except (RequestException, HTTPError, ValueError) as error:
         kind, reason, message = ReferenceInvalid, type(error).__name__, "The reference image could not be downloaded."
     raise kind(reason, user_message=message)  # out here: in there the library's error, which quotes the URL, would be its context
@@ -241,8 +266,10 @@ def tls_until(deadline: Deadline) -> ssl.SSLContext:
 def _body(response: requests.Response, deadline: Deadline, limits: Limits) -> bytes:
     status = response.status_code
     if status != requests.codes.ok:
-        kind = ReferenceUnreachable if status == requests.codes.too_many_requests or status >= 500 else ReferenceInvalid
-        raise kind(user_message=f"The reference image could not be downloaded ({status}).")
+        message = f"The reference image could not be downloaded ({status})."
+        if status in PASSING_STATUSES:
+            raise Unavailable(message, response.headers.get("Retry-After", ""))
+        raise ReferenceInvalid(user_message=message)
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise ReferenceInvalid(user_message="The reference's server sends it compressed, which is refused.")
     too_large = ReferenceInvalid(user_message=f"The reference image is too large: {limits.max_bytes / 1024**2:g} MiB at most.")
@@ -257,8 +284,8 @@ def _body(response: requests.Response, deadline: Deadline, limits: Limits) -> by
     return bytes(content)
 
 
-def _is_certificate_error(error: BaseException | None) -> bool:
-    """Other TLS errors, such as a connection cut off during the handshake, may pass."""
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS failure behind `error` that every attempt would meet. A connection that was cut off is none."""
+    while error is not None and not (isinstance(error, ssl.SSLError) and not isinstance(error, CUT_OFF)):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error

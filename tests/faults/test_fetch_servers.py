@@ -214,6 +214,19 @@ def test_a_wrong_certificate_is_refused_at_once(fault: str, fetch: Fetch, author
     assert (caught.value.retryable, server.connections, server.requests) == (False, 1, [])
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28", b"\x15\x03\x01\x00\x02\x02\x46"],
+    ids=["plain HTTP", "handshake failure", "protocol version"],
+)
+def test_a_server_without_the_tls_that_we_speak_is_refused_at_once(answer: bytes, fetch: Fetch, tls: ssl.SSLContext) -> None:
+    with running(Server(tls, hello=lambda bare: (bare.recv(4096), bare.sendall(answer)))) as server:
+        with pytest.raises(ReferenceInvalid) as caught:
+            fetch(server)
+        assert caught.value.user_message == "The reference's server does not speak TLS as it must."
+        assert (caught.value.retryable, server.connections) == (False, 1)
+
+
 # Time
 
 

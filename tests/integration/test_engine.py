@@ -69,6 +69,31 @@ def test_without_weights_and_length_the_long_way_encodes_as_the_plain_one(engine
     assert torch.equal(plain.pooled, long.pooled)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a ( red : 1.3 ) circle", "a (red:1.3) circle"),
+        ("a ((red:1.2):1.25) circle", "a (red:1.5) circle"),
+        ("a (red:1) circle", "a red circle"),
+    ],
+)
+def test_two_spellings_of_one_weight_encode_the_same(engine: SdxlEngine, one: str, other: str) -> None:
+    with torch.inference_mode():
+        first, second = (engine._text.encode(prompt, "") for prompt in (one, other))
+    assert torch.equal(first["prompt_embeds"], second["prompt_embeds"])
+    assert torch.equal(first["pooled_prompt_embeds"], second["pooled_prompt_embeds"])
+
+
+def test_an_escaped_bracket_is_a_bracket(engine: SdxlEngine) -> None:
+    with torch.inference_mode():
+        escaped, weighted = (engine._text.encode(prompt, "") for prompt in (r"a \(red:1.3\) circle", "a (red:1.3) circle"))
+        [tokens] = engine._text._pipeline.tokenizer([r"a (red:1.3) circle"], return_tensors="pt").input_ids
+        expected = engine._text._pipeline.text_encoder(tokens[None], output_hidden_states=True).hidden_states[-2]
+    found = escaped["prompt_embeds"][:, : tokens.shape[0], : expected.shape[-1]]
+    assert torch.allclose(found, expected.to(found.dtype), atol=1e-4)
+    assert not torch.equal(escaped["prompt_embeds"], weighted["prompt_embeds"])
+
+
 def test_a_prompt_that_was_encoded_lately_is_not_encoded_again(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
         first = engine._text.encode("a prompt of its own", "")

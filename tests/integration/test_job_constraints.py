@@ -107,8 +107,7 @@ def test_the_worker_refuses_the_jobs_that_the_database_refuses_and_no_others(db:
     rules = constraints(db)
     assert len(rules) >= 30
     names = sql.SQL(", ").join(
-        sql.SQL("case when not ({}) then {} end").format(sql.SQL(rule.replace("%", "%%")), name)  # type: ignore[arg-type]  # the catalogue's own text
-        for name, rule in rules.items()
+        sql.SQL("case when not ({}) then {} end").format(sql.SQL(rule.replace("%", "%%")), name) for name, rule in rules.items()
     )
     broken = sql.SQL("select array_remove(array[{}], null) as names from jsonb_populate_record(null::public.jobs, %s)").format(
         names
@@ -134,7 +133,7 @@ def test_the_same_characters_are_blank_in_the_worker_and_in_the_database(db: Dat
         sql.SQL(
             """select code from (select code, chr(code) as prompt, false as exact_copy_mode from generate_series(1, 1114111) code
                                   where code not between 55296 and 57343) each where not ({})"""
-        ).format(sql.SQL(rule))  # type: ignore[arg-type]
+        ).format(sql.SQL(rule))
     )
     codes = {row["code"] for row in blank}
     assert len(codes) > 4000

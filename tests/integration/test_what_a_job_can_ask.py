@@ -4,15 +4,20 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ourvidz_sdxl.job import Scheduler
+from ourvidz_sdxl.job import Fit, Scheduler
 from ourvidz_sdxl.local import EmbeddedSupabase
+from ourvidz_sdxl.reference import INCOMPLETE, decode_reference, fit_reference
 from tests.integration.conftest import Database, User
 from tests.integration.test_worker import open_image, reference_picture, upload_reference
 from tests.processes import STUB, WorkerProcess
+
+REFERENCES = Path(__file__).parents[1] / "cases" / "references"
 
 
 @pytest.mark.parametrize("scheduler", Scheduler)
@@ -28,7 +33,8 @@ def test_each_scheduler_paints(db: Database, user: User, session_worker: WorkerP
 
 def test_long_and_weighted_prompts(db: Database, user: User, session_worker: WorkerProcess) -> None:
     jobs = [
-        user.insert(prompt=prompt, steps=8) for prompt in ("a red circle, " * 60, "a (red:1.4) circle on a (blue:0.8) background")
+        user.insert(prompt=prompt, steps=8)
+        for prompt in ("a red circle, " * 60, "a ((red:1.2):1.1) circle \\(round\\) on a (blue:0.8) background")
     ]
     for job in jobs:
         session_worker.wait_for("job_completed", job_id=job["id"])
@@ -56,6 +62,48 @@ def test_the_size_follows_the_reference_and_fit_is_respected(db: Database, user:
     [shown] = user.images(free["id"])
     assert (shown["width"], shown["height"], shown["similarity_score"]) == (184, 88, 1)
     assert open_image(user, user.images(contained["id"])[0]).convert("RGB").getpixel((64, 10)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "fit", "warnings"),
+    [
+        ("gray16.png", "cover", []),
+        ("icc_adobe_rgb.png", "cover", []),
+        ("icc_display_p3.png", "cover", []),
+        ("icc_2mb.png", "cover", ["reference_colours"]),
+        ("itxt_2mb.png", "cover", []),
+        ("bad_crc_anc.png", "cover", []),
+        ("exif_bad_rational.jpg", "cover", []),
+        ("trunc.jpg", "cover", ["reference_truncated"]),
+        ("narrow_1x5000.png", "contain", []),
+    ],
+)
+def test_pictures_that_other_programs_write_are_references(
+    db: Database, user: User, session_worker: WorkerProcess, name: str, fit: str, warnings: list[str]
+) -> None:
+    """Copied without noise, each comes back as it is decoded."""
+    content, path = (REFERENCES / name).read_bytes(), f"{user.id}/{name}"
+    kind = "image/jpeg" if name.endswith("jpg") else "image/png"
+    user.client.storage.from_("reference_images").upload(path, content, {"content-type": kind})
+    copy = {"prompt": "", "exact_copy_mode": True, "reference_strength": 0.0, "width": 128, "height": 128}
+    job = user.insert(**copy, reference_image_path=path, metadata={"fit": fit})
+    session_worker.wait_for("job_completed", job_id=job["id"])
+    assert [warning["code"] for warning in user.job(job["id"])["warnings"]] == warnings
+    shown = np.asarray(open_image(user, user.images(job["id"])[0]).convert("RGB"))
+    expected = np.asarray(fit_reference(decode_reference(content), 128, 128, Fit(fit)))
+    assert np.array_equal(shown, expected)
+    assert (shown != 255).any()
+
+
+def test_a_reference_that_cannot_be_read_fails_its_job_and_says_why(
+    db: Database, user: User, session_worker: WorkerProcess
+) -> None:
+    content, path = (REFERENCES / "gray16.png").read_bytes()[:300], f"{user.id}/half.png"
+    user.client.storage.from_("reference_images").upload(path, content, {"content-type": "image/png"})
+    job = user.insert(reference_image_path=path, reference_strength=0.5)
+    session_worker.wait_for("generation_error", job_id=job["id"])
+    row = user.job(job["id"])
+    assert (row["status"], row["error_code"], row["error_message"]) == ("failed", "invalid_reference", INCOMPLETE)
 
 
 def test_an_earlier_image_of_ones_own_is_a_reference_too(db: Database, user: User, session_worker: WorkerProcess) -> None:

@@ -285,7 +285,7 @@ def test_what_is_sent_is_fixed(world: World, web: responses.RequestsMock, monkey
         "Accept-Encoding": "identity",
         "Host": "pictures.test",
     }
-    assert vars(call)["req_kwargs"] == {"stream": True, "timeout": (5.0, 15.0), "verify": True}
+    assert vars(call)["req_kwargs"] == {"stream": True, "timeout": (3.0, 15.0), "verify": True}
 
 
 # Redirects
@@ -361,7 +361,7 @@ def test_redirects_are_counted(world: World, web: responses.RequestsMock) -> Non
 # Answers
 
 
-@pytest.mark.parametrize("status", [201, 204, 206, 302, 304, 400, 401, 403, 404, 410, 451])
+@pytest.mark.parametrize("status", [201, 204, 206, 302, 304, 400, 401, 403, 404, 405, 406, 410, 415, 416, 451, 501, 505])
 def test_what_will_not_get_better_costs_no_retry(status: int, world: World, web: responses.RequestsMock) -> None:
     web.get(URL, status=status, body=b"no")
     error = refusal(lambda: fetch_reference(URL, internet=world.internet))
@@ -369,7 +369,7 @@ def test_what_will_not_get_better_costs_no_retry(status: int, world: World, web:
     assert (error.retryable, len(web.calls), world.slept) == (False, 1, [])
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520])
 def test_what_may_pass_is_tried_three_times_and_may_be_tried_again(status: int, world: World, web: responses.RequestsMock) -> None:
     web.get(URL, status=status)
     error = refusal(lambda: fetch_reference(URL, internet=world.internet))
@@ -444,11 +444,41 @@ def test_a_name_server_that_never_answers_is_left_alone(world: World) -> None:
     assert "took longer" in error.user_message
 
 
-def test_attempts_end_with_the_deadline(world: World, web: responses.RequestsMock) -> None:
+def test_retries_end_after_a_few_seconds(world: World, web: responses.RequestsMock) -> None:
     web.get(URL, status=503)
     limits = Limits(attempts=10**6)
     refusal(lambda: fetch_reference(URL, limits=limits, internet=world.internet))
-    assert 0 < sum(world.slept) < limits.seconds
+    assert 0 < sum(world.slept) < limits.retry_seconds < limits.seconds
+
+
+def test_after_a_slow_failure_there_is_no_retry(world: World, web: responses.RequestsMock) -> None:
+    web.get(URL, status=503)
+    world.slow_names_seconds = 5.0
+    assert refusal(lambda: fetch_reference(URL, internet=world.internet)).retryable
+    assert (len(web.calls), world.slept) == (1, [])
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("retry_after", "calls", "waits"),
+    [
+        ("0", 3, (0, 4)),
+        ("2", 3, (4, 5)),
+        ("4", 2, (4, 5)),
+        ("5", 1, (0, 0)),
+        ("9" * 4000, 1, (0, 0)),
+        ("Tue, 01 Dec 2026 03:00:00 GMT", 1, (0, 0)),
+        ("soon", 1, (0, 0)),
+    ],
+    ids=["now", "two", "four", "five", "huge", "date", "nonsense"],
+)
+def test_a_server_that_says_when_is_not_asked_before_and_never_waited_for_long(
+    status: int, retry_after: str, calls: int, waits: tuple[int, int], world: World, web: responses.RequestsMock
+) -> None:
+    web.get(URL, status=status, headers={"Retry-After": retry_after})
+    assert refusal(lambda: fetch_reference(URL, internet=world.internet)).retryable
+    assert len(web.calls) == calls
+    assert waits[0] <= sum(world.slept) <= waits[1]
 
 
 def test_timeouts_shrink_with_what_is_left(world: World, web: responses.RequestsMock) -> None:
@@ -456,7 +486,7 @@ def test_timeouts_shrink_with_what_is_left(world: World, web: responses.Requests
     world.slow_names_seconds = 3.5
     refusal(lambda: fetch_reference(URL, internet=world.internet))
     timeouts = [vars(call.request)["req_kwargs"]["timeout"] for call in web.calls]
-    assert timeouts == [(5.0, 11.5), (5.0, 8.0), (4.5, 4.5), (1.0, 1.0)]
+    assert timeouts == [(3.0, 11.5), (3.0, 8.0), (3.0, 4.5), (1.0, 1.0)]
 
 
 def test_nothing_is_logged(world: World, web: responses.RequestsMock, caplog: pytest.LogCaptureFixture) -> None:

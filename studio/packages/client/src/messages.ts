@@ -10,7 +10,8 @@ const MESSAGES = {
   width_times_height_is_at_most_2097152: 'The image is too large: 2 megapixels at most.',
   reference_is_a_url_or_a_path_not_both: 'Give the reference as a URL or as a path, not both.',
   reference_image_url_has_no_user_name_and_no_port_but_443: 'The reference URL must have no user name and no port.',
-  reference_image_path_is_an_object_name: "The reference path may have letters, digits, blanks and !-_.*'()&$=@;:+,? only.",
+  reference_image_path_is_an_object_name:
+    'The reference path may have letters, digits, blanks, simple signs and single slashes only.',
   reference_strength_is_required_with_a_reference: 'Say how strongly the reference counts.',
 
   // what else can be wrong with a field

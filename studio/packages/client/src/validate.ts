@@ -16,7 +16,8 @@ type Row = Record<SDXLField, Value>
 const UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 const NEVER_STORED = /[\0\p{Cs}]/u // Postgres has neither NUL nor half a surrogate pair in its text
 
-const BLANK = /^[\p{White_Space}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*$/u // there is nothing to read in it
+/** Text of which nothing can be read: Unicode's white space, control and ignorable characters, and the blank Braille pattern. */
+export const BLANK = /^[\p{White_Space}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*$/u
 const OBJECT_NAME = /^[A-Za-z0-9_!.*'() &$=@;:+,?-]+(\/[A-Za-z0-9_!.*'() &$=@;:+,?-]+)*$/ // Storage's rule
 const HTTPS = /^https:\/\/[^\p{White_Space}\p{Cc}/?#\\][^\p{White_Space}\p{Cc}]*$/u
 const USER_NAME_OR_PORT = /^https:\/\/([^/?#\\]*@|(\[[^\]]*\]|[^:/?#\\]*):(?!443([/?#\\]|$)))/

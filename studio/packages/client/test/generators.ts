@@ -8,7 +8,22 @@ import { PAINTABLE } from './harness.ts'
 const number = (...edges: number[]) => fc.constantFrom(...edges, ...edges.map((edge) => edge + 1), ...edges.map((edge) => edge - 1))
 const text = (...lengths: number[]) =>
   fc.oneof(
-    fc.constantFrom('', ' ', '\t\r\n', '\u00a0', '\u200b', '\u3000', '\ufeff\u2800', '\x85\u{e0041}', 'a cat', '{"a": 1}', '5', 'true', 'null', 'it\'s \\ "quoted"'),
+    fc.constantFrom(
+      '',
+      ' ',
+      '\t\r\n',
+      '\u00a0',
+      '\u200b',
+      '\u3000',
+      '\ufeff\u2800',
+      '\x85\u{e0041}',
+      'a cat',
+      '{"a": 1}',
+      '5',
+      'true',
+      'null',
+      'it\'s \\ "quoted"',
+    ),
     fc.string({ unit: 'grapheme', maxLength: 20 }),
     fc.constantFrom('x', '🎨', 'é').chain((sign) => number(...lengths).map((length) => sign.repeat(Math.max(0, length)))),
   )
