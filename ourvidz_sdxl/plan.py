@@ -95,7 +95,8 @@ def painted_steps(steps: int, denoise: float) -> int:
 
     diffusers computes int(steps * strength) in binary fractions, which is 4 for 25 * (1.0 - 0.8).
     """
-    return steps * round(denoise * WHOLE_SCHEDULE) // WHOLE_SCHEDULE
+    parts: int = round(denoise * WHOLE_SCHEDULE)
+    return steps * parts // WHOLE_SCHEDULE
 
 
 def schedule_steps(steps: int, denoise: float) -> int:
