@@ -112,9 +112,9 @@ class Internet:
 class Unavailable(ReferenceUnreachable):
     """Answer of a server that may answer otherwise later."""
 
-    def __init__(self, user_message: str, retry_after: str) -> None:
+    def __init__(self, message: str = "", *, user_message: str | None = None, retry_after: str = "") -> None:
         """`retry_after` is the header of RFC 9110, 10.2.3; a date is taken as later than any retry here."""
-        super().__init__(user_message=user_message)
+        super().__init__(message, user_message=user_message)
         delay = retry_after.strip()
         self.retry_after_seconds = float(delay) if delay.isdecimal() else (inf if delay else 0.0)
 
@@ -268,7 +268,7 @@ def _body(response: requests.Response, deadline: Deadline, limits: Limits) -> by
     if status != requests.codes.ok:
         message = f"The reference image could not be downloaded ({status})."
         if status in PASSING_STATUSES:
-            raise Unavailable(message, response.headers.get("Retry-After", ""))
+            raise Unavailable(user_message=message, retry_after=response.headers.get("Retry-After", ""))
         raise ReferenceInvalid(user_message=message)
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise ReferenceInvalid(user_message="The reference's server sends it compressed, which is refused.")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.accelerations import random_lora
-from ourvidz_sdxl.engine import FastOptions, load_engine, proof
+from ourvidz_sdxl.engine import FastOptions, load_engine
 from ourvidz_sdxl.engine.fast.engine import FastEngine
 from ourvidz_sdxl.engine.proof import model_errors, require_finite
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
