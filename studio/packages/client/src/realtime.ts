@@ -132,9 +132,9 @@ function createTopic(supabase: Supabase, name: string, onLeft: () => void): Topi
 
   /** The session first: a join with the old token would be refused, after seconds in which the whole connection waits. */
   const wake = async (): Promise<void> => {
-    for (const listener of listeners) listener.onWake?.()
     clearTimeout(retry)
     Object.assign(supabase.auth, { lastRefreshFailure: null }) // which auth-js would repeat for a minute, though the network may be back
+    for (const listener of listeners) listener.onWake?.()
     const isSettled = await settle(tokenOf(supabase))
     if (isSettled) await supabase.realtime.setAuth()
     else if (listeners.size) retry = setTimeout(wake, REOPEN_MS)

@@ -38,6 +38,7 @@ async function startPage(flaky: Flaky, user: User) {
   createInterface({ input: page.stdout }).on('line', (line) => heard.push(line))
   const hears = (line: string, timeoutMs = 20_000) =>
     until(() => heard.includes(line), `heard: ${line}; there was ${heard}`, timeoutMs)
+  for (const line of ['ready', 'joined']) await hears(line)
   return { page, heard, hears }
 }
 
@@ -56,7 +57,6 @@ for (const [how, isCut] of [
     const flaky = await new Flaky(server).start()
     const user = await signUp(server, flaky.url)
     const { page, heard, hears } = await startPage(flaky, user)
-    await hears('ready')
     const ask = () => askFor(user)
     const first = await ask()
     for (const line of ways(first, 'queued')) await hears(line)
@@ -99,7 +99,6 @@ test('when the network comes back only after the waking, it is heard again withi
   const flaky = await new Flaky(server).start()
   const user = await signUp(server, flaky.url)
   const { page, heard, hears } = await startPage(flaky, user)
-  await hears('ready')
   page.kill('SIGSTOP')
   await sleep(ASLEEP_MS)
   flaky.fault = () => 'cut'
@@ -119,7 +118,6 @@ test('a page whose session was ended while it slept is told that it is not signe
   const flaky = await new Flaky(server).start()
   const user = await signUp(server, flaky.url)
   const { page, hears } = await startPage(flaky, user)
-  await hears('ready')
   page.kill('SIGSTOP')
   const admin = createClient(server.api_url, server.secret_key, { auth: { persistSession: false } })
   await admin.auth.admin.deleteUser(user.id)
