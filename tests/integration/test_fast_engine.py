@@ -125,7 +125,7 @@ def test_few_steps_are_the_same_in_both_and_paint_something(
     fast, plain = (np.asarray(engine.paint(asked, None, lambda *_: None)[0], dtype=int) for engine in engines)
     assert np.abs(fast - plain).max() <= 1
     red, green, blue = plain.mean((0, 1))
-    assert blue > max(red, green) + 20, "the background of a red circle is blue in the model's training pictures"
+    assert red > max(green, blue) + 50, "of the red circle that was asked for; noise that is left as it is has no colour"
 
 
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
