@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import httpx
 from storage3.exceptions import StorageApiError
 from storage3.types import FileOptions
@@ -47,7 +49,7 @@ class Storage:
         try:
             for start in range(0, len(paths), MAX_REMOVED_OBJECTS):
                 batch = paths[start : start + MAX_REMOVED_OBJECTS]
-                patiently(lambda batch=batch: bucket_api.remove(batch), seconds=self._patience_seconds, name="remove")
+                patiently(partial(bucket_api.remove, batch), seconds=self._patience_seconds, name="remove")
         except (StorageApiError, httpx.TransportError) as error:
             raise UploadFailed(f"{bucket}: {type(error).__name__}: {error}") from None
 
