@@ -527,8 +527,9 @@ MUTATIONS = {
     "a reaper that takes living leases": ("reap_jobs", "and l.expires_at < now()", ""),
     "a delayed job claimed early": (
         "claim_jobs",
-        "and j.status = 'queued' and j.run_at <= now()",
-        "and true or j.status = 'queued'",
+        "greatest(l.run_at, case when p_worker = any (l.faulted_on) then l.avoid_until end) <= now()\n"
+        "           and j.status = 'queued' and j.run_at <= now()",
+        "j.status = 'queued'",
     ),
     "a crash that is charged": ("finish_job", "(p_outcome = 'crashed' and not v_poison)", "false"),
     "a fault that is never charged": (
