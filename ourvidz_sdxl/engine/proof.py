@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ourvidz_sdxl.errors import ModelInvalid
-from ourvidz_sdxl.job import Scheduler
-from ourvidz_sdxl.plan import GUIDANCE_SCALE, NO_GUIDANCE, I2IMode, JobType, Plan
+from ourvidz_sdxl.job import JobType, Scheduler
+from ourvidz_sdxl.plan import GUIDANCE_SCALE, NO_GUIDANCE, I2IMode, Plan
 
 PROOF_EDGE = 64  # pixels: the least that a row written around the constraints may ask for (`Job`)
 

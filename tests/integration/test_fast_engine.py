@@ -109,10 +109,10 @@ def test_strength_0_paints_bit_for_bit_what_no_reference_gives(
 @pytest.mark.parametrize("steps", [15, 25])
 def test_both_paint_as_many_steps_as_the_plan_says(engines: tuple[FastEngine, SdxlEngine], steps: int, strength: float) -> None:
     asked = plan(engines[0].native_size, steps=steps, **REFERENCE, reference_strength=strength)
+    told: list[tuple[int, int]] = []
     for engine in engines:
-        told: list[tuple[int, int]] = []
-        engine.paint(asked, reference(engine.native_size), lambda done, total, told=told: told.append((done, total)))
-        assert told == [(done, asked.painted_steps) for done in range(1, asked.painted_steps + 1)]
+        engine.paint(asked, reference(engine.native_size), lambda done, total: told.append((done, total)))
+    assert told == 2 * [(done, asked.painted_steps) for done in range(1, asked.painted_steps + 1)]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.accelerations import random_lora
-from ourvidz_sdxl.engine import FastOptions, load_engine, proof
+from ourvidz_sdxl.engine import FastOptions, load_engine
 from ourvidz_sdxl.engine.fast.engine import FastEngine
 from ourvidz_sdxl.engine.proof import model_errors, require_finite
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.errors import GpuUnusable, ModelInvalid, OutOfMemory
+from ourvidz_sdxl.job import Scheduler
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-sdxl"
 WEIGHTS = {  # part -> a weight that an element of is made NaN, and what the error names
@@ -160,6 +161,6 @@ def test_every_scheduler_takes_its_step_with_the_unet(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("ourvidz_sdxl.engine.sdxl.require_finite", noted)
     SdxlEngine.load(BUNDLED)
-    for scheduler in proof.Scheduler:
+    for scheduler in Scheduler:
         assert [part for part in proven if part.endswith(f" {scheduler}")] or scheduler == "euler"
     assert "the UNet" in proven
