@@ -20,8 +20,8 @@ NO_GUIDANCE = 1.0  # the scale at which the conditional prediction is the guided
 
 MAX_SCHEDULE_STEPS = 1000  # SDXL's schedulers know 1000 training timesteps
 # Denoise strengths are counted in millionths. In binary, 1.0 - 0.8 is 0.19999999999999996 and a 32-bit 0.8 is off by 1e-8.
-DENOISE_DIGITS = 6
-WHOLE_SCHEDULE: int = 10**DENOISE_DIGITS
+DENOISE_DIGITS = 6  # WHOLE_SCHEDULE is 10 to that power
+WHOLE_SCHEDULE = 1_000_000
 
 
 class I2IMode(StrEnum):
@@ -95,8 +95,7 @@ def painted_steps(steps: int, denoise: float) -> int:
 
     diffusers computes int(steps * strength) in binary fractions, which is 4 for 25 * (1.0 - 0.8).
     """
-    parts = round(denoise * WHOLE_SCHEDULE)
-    return steps * parts // WHOLE_SCHEDULE
+    return steps * round(denoise * WHOLE_SCHEDULE) // WHOLE_SCHEDULE
 
 
 def schedule_steps(steps: int, denoise: float) -> int:

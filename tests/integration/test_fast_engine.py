@@ -23,8 +23,7 @@ from ourvidz_sdxl.job import Job, Scheduler
 from ourvidz_sdxl.plan import Plan, make_plan
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-sdxl"
-USER = "22222222-2222-4222-8222-222222222222"
-REFERENCE: dict[str, Any] = {"reference_image_path": f"{USER}/x.png", "reference_strength": 0.5}
+REFERENCE: dict[str, Any] = {"reference_image_path": "u/x.png"}
 JOBS: dict[str, dict[str, Any]] = {
     "batch of 3": {"batch_size": 3},
     "no guidance": {"guidance_scale": 1.0},
@@ -46,7 +45,7 @@ def reference(edge: int) -> Image.Image:
 
 
 def plan(edge: int, **columns: Any) -> Plan:
-    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "steps": 8, "seed": 1}
+    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "steps": 8, "seed": 1}
     size = (edge, edge) if "reference_image_path" in columns else None
     return make_plan(Job.from_row({"prompt": "a red circle"} | row | columns), native_size=edge, random_seed=0, reference_size=size)
 
@@ -110,10 +109,10 @@ def test_strength_0_paints_bit_for_bit_what_no_reference_gives(
 @pytest.mark.parametrize("steps", [15, 25])
 def test_both_paint_as_many_steps_as_the_plan_says(engines: tuple[FastEngine, SdxlEngine], steps: int, strength: float) -> None:
     asked = plan(engines[0].native_size, steps=steps, **REFERENCE, reference_strength=strength)
+    told: list[tuple[int, int]] = []
     for engine in engines:
-        told: list[tuple[int, int]] = []
-        engine.paint(asked, reference(engine.native_size), lambda *step: told.append(step))  # noqa: B023  called within this turn
-        assert told == [(done, asked.painted_steps) for done in range(1, asked.painted_steps + 1)]
+        engine.paint(asked, reference(engine.native_size), lambda done, total: told.append((done, total)))
+    assert told == 2 * [(done, asked.painted_steps) for done in range(1, asked.painted_steps + 1)]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

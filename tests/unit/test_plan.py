@@ -75,13 +75,15 @@ def test_painted_steps_are_the_exact_product_rounded_down(steps: int, strength: 
 
 
 def test_painted_steps_of_every_schedule_and_strength_equal_those_of_exact_fractions() -> None:
-    for steps in range(1, 101):
-        for hundredths in range(101):
-            exact = 1 - Fraction(hundredths, 100)
-            # as a double, as a client computes it, and as a 32-bit real widened to a double
-            single = struct.unpack("f", struct.pack("f", hundredths / 100))[0]
-            for strength in (hundredths / 100, 1 - (100 - hundredths) / 100, single):
-                plan = plan_of(**REFERENCE, steps=steps, reference_strength=strength)
+    job = Job(id=uuid4(), user_id=uuid4(), claims=1, job_type=JobType.HIGH, prompt="a cat", reference_image_path="u/x.png")
+    for hundredths in range(101):
+        exact = 1 - Fraction(hundredths, 100)
+        # as a double, as a client computes it, and as a 32-bit real widened to a double
+        single = struct.unpack("f", struct.pack("f", hundredths / 100))[0]
+        for strength in {hundredths / 100, 1 - (100 - hundredths) / 100, single}:
+            for steps in range(1, 101):
+                asked = job.model_copy(update={"steps": steps, "reference_strength": strength})
+                plan = make_plan(asked, native_size=1024, random_seed=7, reference_size=(1024, 1024))
                 length = steps if not exact else max(steps, math.ceil(1 / exact))
                 assert (plan.steps, plan.painted_steps) == (length, math.floor(length * exact)), (steps, strength)
 
