@@ -317,6 +317,12 @@ class Queue(RuleBasedStateMachine):
         for _ in range(times):
             self.end(job, cast("UUID", job.token), outcome, missing_image=missing_image)
 
+    @precondition(lambda self: any(job.faulted_on for job in self.held()))
+    @rule()
+    def fault_on_another_worker_or_again(self) -> None:
+        job = next(job for job in self.held() if job.faulted_on)
+        self.end(job, cast("UUID", job.token), "faulted", missing_image=False)
+
     @rule(job=jobs, call=calls, outcome=st.sampled_from(OUTCOMES))
     def finish_by_a_worker_that_lost_its_way(self, job: Job, call: Call, outcome: str) -> None:
         self.end(job, call.token, outcome, missing_image=False)
