@@ -11,7 +11,8 @@ MIN_WEIGHT, MAX_WEIGHT = 0.0, 2.0
 LARGEST = 1e6  # while weights are multiplied: infinity times zero is no number
 
 # Characters that nothing is drawn for: Unicode's White_Space, Cc and Default_Ignorable_Code_Point, and
-# BRAILLE PATTERN BLANK. The same set stands in the database's constraint and in the client.
+# BRAILLE PATTERN BLANK. The same set stands in the database's constraint and in the client, held together by
+# tests/integration/test_job_constraints.py and the client's test/validate.test.ts.
 BLANK = (
     "\x00-\x20\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f"
     "\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
@@ -22,7 +23,7 @@ NOT_BLANK = re.compile(f"[^{BLANK}]")
 TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
     r"|(?P<open>\()"
-    r"|:\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)"
+    r"|:\s*(?P<weight>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)"
     r"|(?P<close>\))"
     r"|[^\\():]+|.",
     re.DOTALL,

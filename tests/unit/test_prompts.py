@@ -90,6 +90,30 @@ def test_no_prompt_takes_long(prompt: str) -> None:
     assert time.process_time() - started < 5  # linear: 0.1 s for 100,000 signs
 
 
+@pytest.mark.parametrize("first", "():\\1.[] ")
+def test_the_time_grows_with_the_length_and_not_with_its_square(first: str) -> None:
+    for second in "():\\1.[] ":
+        for shape in ("{0}{3}", "{2}", ":{1}{4}", "(x:1.{1}{4}"):
+
+            def prompt(length: int, shape: str = shape, second: str = second) -> str:
+                half = length // 2
+                return shape.format(first, first * half, (first + second) * half, second * length, second * half)
+
+            # sixteen times the length: sixteen times the time, or 256 times where each character is read again for each before it
+            if seconds(prompt(4000)) > 64 * seconds(prompt(250)):  # once more: the machine may have been busy
+                assert seconds(prompt(4000)) < 64 * seconds(prompt(250)), prompt(20)
+
+
+def seconds(prompt: str) -> float:
+    """CPU time of the quicker of two calls."""
+    times = []
+    for _ in range(2):
+        started = time.thread_time()
+        fragments(prompt)
+        times.append(time.thread_time() - started)
+    return min(times)
+
+
 def test_nesting_may_be_deep() -> None:
     assert fragments("(" * 1000 + "x" + ":1.5)" * 1000 + " y") == [Fragment("x", 2), Fragment(" y", 1)]
 
