@@ -125,8 +125,11 @@ class UploadFailed(WorkerError):
 
 
 class UploadRefused(UploadFailed):
+    """Refusal of an object's size, type or name, which another attempt would meet again."""
+
     code = "upload_refused"
     retryable = False
+    user_message = "The images could not be stored: Storage refused them."
 
 
 class SupabaseUnavailable(WorkerError):
@@ -158,4 +161,6 @@ class Released(WorkerError):
 
 
 class UnknownError(WorkerError):
+    """Exception of no other kind; its own text may hold what no user should see."""
+
     suspect = True

@@ -15,7 +15,8 @@ from ourvidz_sdxl.prompts import is_blank
 
 MAX_AREA = 2 * 1024 * 1024  # pixels
 
-# Segments of the characters that Storage takes in the name of an object.
+# Segments of the characters that Storage takes in the name of an object. The rules here repeat the database's constraints;
+# tests/integration/test_job_constraints.py holds them together.
 OBJECT_NAME = r"^[A-Za-z0-9_!.*'() &$=@;:+,?-]+(/[A-Za-z0-9_!.*'() &$=@;:+,?-]+)*$"
 OWN_FOLDER = r"^((reference_images|sdxl_image_fast|sdxl_image_high)/)?{user_id}/[^/]"
 DOT_SEGMENT = re.compile(r"(^|/)\.\.?(/|$)")
