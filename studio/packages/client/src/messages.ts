@@ -7,11 +7,9 @@ const MESSAGES = {
   // the constraints on what is asked for; most names say it themselves (see `messageOf`), and here stand those that would not say it well
   prompt_is_required_unless_exact_copy_mode: 'Say what to paint.',
   width_and_height_come_together: 'Give both width and height, or neither.',
-  width_times_height_is_at_most_2097152: 'The image is too large: 2 megapixels at most.',
+  width_times_height_is_at_most_2097152: 'The image may have 2 megapixels at most.',
   reference_is_a_url_or_a_path_not_both: 'Give the reference as a URL or as a path, not both.',
-  reference_image_url_has_no_user_name_and_no_port_but_443: 'The reference URL must have no user name and no port.',
-  reference_image_path_is_an_object_name:
-    'The reference path may have letters, digits, blanks, simple signs and single slashes only.',
+  reference_image_path_is_an_object_name: 'The reference path has characters that cannot be used here.',
   reference_strength_is_required_with_a_reference: 'Say how strongly the reference counts.',
 
   // what else can be wrong with a field
@@ -49,6 +47,7 @@ const MESSAGES = {
   gpu_unusable: 'The GPU failed and is being restarted.',
   worker_died: 'The worker died and is being restarted.',
   upload_failed: 'The images could not be stored.',
+  upload_refused: 'The images could not be stored: Storage refused them.',
   supabase_unavailable: 'The database did not answer.',
   supabase_refused: 'The database did not accept the result.',
   cancelled: 'Cancelled.',

@@ -136,7 +136,8 @@ function createTopic(supabase: Supabase, name: string, onLeft: () => void): Topi
     Object.assign(supabase.auth, { lastRefreshFailure: null }) // which auth-js would repeat for a minute, though the network may be back
     for (const listener of listeners) listener.onWake?.()
     const isSettled = await settle(tokenOf(supabase))
-    if (isSettled) await supabase.realtime.setAuth()
+    // a failure here must not end a Node process, nor keep from recovering: `open` asks for the token again
+    if (isSettled) await supabase.realtime.setAuth().catch(() => undefined)
     else if (listeners.size) retry = setTimeout(wake, REOPEN_MS)
     if (!isSettled || !listeners.size) return
     if (isOurs && channel?.state === 'errored') leave()

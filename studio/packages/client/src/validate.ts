@@ -16,10 +16,12 @@ type Row = Record<SDXLField, Value>
 const UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 const NEVER_STORED = /[\0\p{Cs}]/u // Postgres has neither NUL nor half a surrogate pair in its text
 
+// These repeat the database's constraints. test/validate.test.ts holds them together: "the client finds the faults that the database
+// finds, …", and for the set of blanks "the same characters are blank here and in the database".
 /** Text of which nothing can be read: Unicode's white space, control and ignorable characters, and the blank Braille pattern. */
 export const BLANK = /^[\p{White_Space}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*$/u
-const OBJECT_NAME = /^[A-Za-z0-9_!.*'() &$=@;:+,?-]+(\/[A-Za-z0-9_!.*'() &$=@;:+,?-]+)*$/ // Storage's rule
-const HTTPS = /^https:\/\/[^\p{White_Space}\p{Cc}/?#\\][^\p{White_Space}\p{Cc}]*$/u
+const OBJECT_NAME = /^([\w!.*'() &$=@;:+,?-]+(\/(?!$)|$))+$/ // Storage's rule
+const HTTPS = /^https:\/\/(?![/?#\\])[^\p{White_Space}\p{Cc}]+$/u
 const USER_NAME_OR_PORT = /^https:\/\/([^/?#\\]*@|(\[[^\]]*\]|[^:/?#\\]*):(?!443([/?#\\]|$)))/
 
 type Check = (value: unknown) => boolean
