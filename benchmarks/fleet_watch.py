@@ -15,11 +15,13 @@ import psycopg
 
 TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS = 0.2
-COUNTERS = """
+# by name and schema: a project may have tables of these names elsewhere
+QUEUE = "relid in ('public.jobs'::regclass, 'private.leases'::regclass)"
+COUNTERS = f"""
     select (select xact_commit from pg_stat_database where datname = current_database()),
            pg_current_wal_lsn() - '0/0'::pg_lsn,
-           (select sum(n_tup_upd) from pg_stat_user_tables where relname in ('jobs', 'leases')),
-           (select sum(n_tup_hot_upd) from pg_stat_user_tables where relname in ('jobs', 'leases')),
+           (select sum(n_tup_upd) from pg_stat_user_tables where {QUEUE}),
+           (select sum(n_tup_hot_upd) from pg_stat_user_tables where {QUEUE}),
            (select sum(blks_read) from pg_stat_database where datname = current_database()),
            (select sum(blks_hit) from pg_stat_database where datname = current_database())
 """
@@ -28,8 +30,8 @@ WAITS = """
      where state = 'active' and backend_type = 'client backend' and pid <> pg_backend_pid()
 """
 EVENTS = "select event, regexp_replace(topic, '^user:.*', 'user'), count(*) from realtime.messages group by 1, 2"
-DEAD = """
-    select sum(n_dead_tup)::bigint from pg_stat_user_tables where relname in ('jobs', 'leases')
+DEAD = f"""
+    select sum(n_dead_tup)::bigint from pg_stat_user_tables where {QUEUE}
 """
 
 
