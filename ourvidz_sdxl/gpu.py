@@ -44,7 +44,8 @@ class Gpu:
         self._clock = clock
         self._free = threading.Lock()
         self.unusable_because: str | None = None
-        self.proven = False  # this process has completed a job
+        self._has_completed = False  # a job, in this process
+        self._is_suspect = False  # became unusable by suspect errors
         self._faults: dict[UUID, str] = {}  # error code by job, since the last completed one
         self.painting: UUID | None = None
         self.nearly_free = True  # or free
@@ -57,28 +58,36 @@ class Gpu:
 
     @property
     def faulty(self) -> bool:
-        """Whether nothing but suspect errors came of this process until it became unusable."""
-        return len(self._faults) >= MAX_FAULTS and not self.proven
+        """True once suspect errors made the GPU unusable before this process had completed any job."""
+        return self._is_suspect and not self._has_completed
 
-    def still_proven(self, prove: Callable[[], None]) -> bool:
-        """Whether `prove` (`Engine.prove`), which this calls in a turn of its own, finds the engine sound after a suspect error.
+    def passes_proof(self, job_id: UUID, prove: Callable[[], None]) -> bool:
+        """Calls `prove` (`Engine.prove`) in a turn of its own, after a suspect error of the job; False if the engine fails it.
 
-        If it does not, the GPU is unusable. Where it cannot tell, since the GPU has no memory for it now, the answer is yes.
+        The GPU is unusable then. The job counts as the one that paints, so that a proof which hangs or kills the process is
+        noticed like a painting that does. Out of memory is no failure: another job may hold the memory.
         """
         with self._free:
+            self.painting = job_id
+            self.step()
+            self._on_turn(job_id)
             try:
                 prove()
-            except ModelInvalid as error:
-                self._become_unusable(f"worker_faulty: {error}")
-            except GpuUnusable as error:
-                self._become_unusable(f"{error.code}: {error}")
             except OutOfMemory:
                 log.warning("not_proven", reason="out of memory")
+            except GpuUnusable as error:
+                self._become_unusable(f"{error.code}: {error}")
+            except Exception as error:  # noqa: BLE001  an engine that fails a known painting for any reason is no engine
+                self._become_faulty(str(error) if isinstance(error, ModelInvalid) else f"{type(error).__name__}: {error}")
+            finally:
+                self.painting = None
+                self.step()
+        self._on_turn(None)
         return self.usable
 
     def record_completed(self) -> None:
         """Ends a row of suspect errors: this worker can paint."""
-        self.proven = True
+        self._has_completed = True
         self._faults.clear()
 
     def record_fault(self, job_id: UUID, code: str) -> None:
@@ -89,7 +98,11 @@ class Gpu:
         self._faults[job_id] = code
         if len(self._faults) >= MAX_FAULTS:
             codes = ", ".join(sorted(set(self._faults.values())))
-            self._become_unusable(f"worker_faulty: {MAX_FAULTS} jobs in a row failed here ({codes}) and none was completed")
+            self._become_faulty(f"{MAX_FAULTS} jobs in a row failed here ({codes}) and none was completed")
+
+    def _become_faulty(self, reason: str) -> None:
+        self._is_suspect = True
+        self._become_unusable(f"worker_faulty: {reason}")
 
     def _become_unusable(self, reason: str) -> None:
         self.unusable_because = self.unusable_because or reason

@@ -113,11 +113,11 @@ class Worker:
             self._drain()
         self._over.set()
         deadline = time.monotonic() + LAST_WORD_SECONDS
+        house.join(LAST_WORD_SECONDS / 2)  # so that its word is not the last
         if reason := self._gpu.unusable_because:
             report(self._queue, "failed", self._facts | {"error": reason}, patience_seconds=LAST_WORD_SECONDS)
             return ExitCode.BROKEN
         spans = tracing.send_the_rest()
-        house.join(LAST_WORD_SECONDS / 2)  # so that its word is not the last
         report(self._queue, "stopped", self._facts, patience_seconds=max(0.1, deadline - time.monotonic()))
         spans.join(max(0.0, deadline - time.monotonic()))
         return ExitCode.DRAINED
@@ -143,7 +143,7 @@ class Worker:
         silent = self._queue.silent_seconds
         reasons = {
             "this worker is draining": self._stopping.is_set(),
-            f"the GPU is unusable: {self._gpu.unusable_because}": not self._gpu.usable,
+            f"this worker cannot paint any more: {self._gpu.unusable_because}": not self._gpu.usable,
             f"Supabase has not answered for {silent:.0f} s": silent > 2 * self._settings.heartbeat_seconds,
         }
         return [reason for reason, holds in reasons.items() if holds]

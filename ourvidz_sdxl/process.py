@@ -118,7 +118,9 @@ def process(claimed: Claimed, tools: Tools) -> None:
                     enhanced_prompt=prepared.enhanced_prompt,
                 )
             except Exception as error:  # noqa: BLE001  each ends the job by its type, and an unknown one sends it to another worker
-                outcome, error_code = end_failed(lease, error, tools.queue, lambda: tools.gpu.still_proven(tools.engine.prove))
+                outcome, error_code = end_failed(
+                    lease, error, tools.queue, lambda: tools.gpu.passes_proof(lease.job_id, tools.engine.prove)
+                )
                 if outcome is Outcome.FAULTED:
                     tools.gpu.record_fault(lease.job_id, error_code)
             else:
@@ -182,7 +184,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
         with refused_input():
             reference = fit_reference(reference, plan.width, plan.height, job.metadata.fit)
     if tools.gpu.painting and plan.denoise:  # a free GPU is better given the whole job; a mere copy reads no prompt
-        with tools.gpu.beside():
+        with tools.gpu.beside(), refused_input():
             tools.engine.encode_prompts(plan)
     return Prepared(plan=plan, reference=reference, enhanced_prompt=enhanced_prompt, warnings=warnings)
 
@@ -302,11 +304,12 @@ def monitor_generation_quality(metrics: dict[str, Any], images: list[dict[str, A
     return events
 
 
-def end_failed(lease: Lease, error: Exception, queue: Queue, still_proven: Callable[[], bool]) -> tuple[str, str]:
+def end_failed(lease: Lease, error: Exception, queue: Queue, passes_proof: Callable[[], bool]) -> tuple[str, str]:
     """Writes the end that `error` calls for; returns its outcome and error code. A lost job is not ours to end, and its row is left
     alone.
 
-    `still_proven` is asked after a suspect error: a job that met a worker which can paint nothing goes back as if never claimed.
+    `passes_proof` is asked after a suspect error, and after one that seems to come from the job's input: a job that met a worker
+    which can paint nothing goes back as if it had never been claimed.
     """
     if isinstance(error, LeaseLost):
         log.warning("job_lost", reason=str(error))
@@ -324,8 +327,10 @@ def end_failed(lease: Lease, error: Exception, queue: Queue, still_proven: Calla
         log.error("gpu_unusable", reason=str(error))
         return Outcome.CRASHED, error.code
     known = error if isinstance(error, WorkerError) else UnknownError()
-    if known.suspect:
-        outcome = Outcome.FAULTED if still_proven() else Outcome.RELEASED
+    if (known.suspect or isinstance(known.__cause__, DETERMINISTIC)) and not passes_proof():
+        outcome = Outcome.RELEASED
+    elif known.suspect:
+        outcome = Outcome.FAULTED
     else:
         outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
     finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})

@@ -15,11 +15,12 @@ from ourvidz_sdxl.errors import ReferenceInvalid, SupabaseUnavailable, UploadFai
 from ourvidz_sdxl.job import Job
 
 REFERENCE_BUCKET = "reference_images"
-DOWNLOAD_PATIENCE_SECONDS = 5.0  # of retries: a reference that does not come must not keep a lane from other jobs
+DOWNLOAD_PATIENCE_SECONDS = 3.0  # after which no pause before another try begins: a lane is for jobs that can be painted
 
-# Statuses by which Storage refuses this object and no other: bad request (a name that it cannot hold, for one), not acceptable,
-# gone, too large, a wrong type, unprocessable. 401, 403 and a bucket's 404 are the operator's to mend instead.
-OBJECT_REFUSED = {"400", "406", "410", "413", "415", "422"}
+NO_SUCH_OBJECT = {"400", "404", "406", "410", "422"}  # statuses of a download that another try would meet again
+# Of an upload: too large, a wrong type. A 400 may be a connection that broke, unless it is of the name (`InvalidKey`); 401, 403 and
+# a bucket's 404 are the operator's to mend.
+UPLOAD_REFUSED = {"413", "415", "InvalidKey"}
 MAX_REMOVED_OBJECTS = 1000  # a request; Storage refuses more (src/storage/limits.ts of storage-api)
 
 
@@ -46,7 +47,7 @@ class Storage:
         try:
             patiently(lambda: bucket_api.upload(path, file.content, options), seconds=self._patience_seconds, name="upload")
         except (StorageApiError, httpx.TransportError) as error:
-            refused = isinstance(error, StorageApiError) and str(error.status) in OBJECT_REFUSED
+            refused = isinstance(error, StorageApiError) and not UPLOAD_REFUSED.isdisjoint({str(error.status), error.code})
             kind = UploadRefused if refused else UploadFailed
             raise kind(f"{bucket}: {type(error).__name__}: {error}") from None
 
@@ -73,7 +74,7 @@ class Storage:
             patience_seconds = min(DOWNLOAD_PATIENCE_SECONDS, self._patience_seconds)
             return patiently(lambda: bucket_api.download(rest), seconds=patience_seconds, name="download")
         except StorageApiError as error:
-            if str(error.status) in OBJECT_REFUSED | {"404"}:
+            if str(error.status) in NO_SUCH_OBJECT:
                 raise ReferenceInvalid(user_message="The reference image does not exist.") from None
             raise SupabaseUnavailable(f"{bucket}: {error.code}") from None
         except httpx.TransportError as error:

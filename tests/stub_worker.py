@@ -8,7 +8,8 @@ hang                never takes its second step
 busy                computes on in Python, so that no other thread gets the interpreter for long
 die                 the process kills itself
 
-STUB_RAISES=<ErrorName> in the environment makes every job fail so, and STUB_DIES_AT_START is for a GPU on which nothing comes up;
+STUB_RAISES=<ErrorName> in the environment makes every job fail so, STUB_PROOF=<ErrorName> every proof after one, and
+STUB_DIES_AT_START is for a GPU on which nothing comes up;
 with either, the supervisor makes no pauses. With --supervised it runs under the supervisor, as
 `worker.py run` does.
 """
@@ -46,7 +47,8 @@ class StubEngine:
         return False
 
     def prove(self) -> None:
-        pass
+        if fault := os.environ.get("STUB_PROOF"):
+            raise error_named(fault)
 
     def encode_prompts(self, plan: Plan) -> None:
         pass

@@ -75,7 +75,7 @@ begin
         select j.id from private.leases l join public.jobs j on j.id = l.job_id
          where l.state = 'waiting' and l.target_worker = p_target and l.job_type = any (p_job_types)
            and greatest(l.run_at, case when p_worker = any (l.faulted_on) then l.avoid_until end) <= now()
-           and j.status = 'queued' and j.run_at <= now()
+           and j.status = 'queued' and j.run_at <= now() and j.target_worker = p_target and j.job_type = any (p_job_types)
          order by l.priority, l.fair_key, l.job_id limit 1 for no key update of j skip locked),
       leased as (
         update private.leases l
@@ -133,7 +133,7 @@ end $$;
 -- failed | retry (queued again after a pause, or failed when attempts are used up) | cancelled | released (the worker shuts down:
 -- queued again at once, the attempt is given back) | crashed (the worker or its GPU died while painting this job: as released, but
 -- the second time in a row the job is failed as poison_job) | faulted (it may be the worker's own fault: another one gets it first, and the
--- attempt is given back; but as retry for a worker that gave this job back as faulted before, or once max_attempts of them did).
+-- attempt is given back; but as retry for a worker that gave this job back as faulted or crashed before, or once max_attempts of them did).
 -- After crashed and faulted the same worker passes over the job for a minute (avoid_until): another may have time for it, and a broken
 -- worker does not use up the attempts of the few jobs at the head of the queue. Without another worker a crashed job need not wait.
 -- p_error is {"code", "message"}, p_warnings an array of the same.

@@ -40,7 +40,7 @@ end $$;
 
 create function private.cron_reap() returns void
 language sql volatile set search_path = '' as $$
-  select public.reap_jobs(t.target_worker) from (select distinct j.target_worker from public.jobs j where j.status = 'processing') t
+  select public.reap_jobs(t.target_worker) from (select distinct l.target_worker from private.leases l where l.state = 'held') t
 $$;
 
 -- pg_cron keeps a row of every run for ever. A run that never began has no time: it is as old as the runs that it stands between.

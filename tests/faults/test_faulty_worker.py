@@ -34,8 +34,9 @@ def worker_row(db: Database, worker_id: str) -> dict[str, Any]:
         (REAL, NAN, {}, "worker_faulty: "),
         (STUB, STUB, {"stub_raises": "BlankImage"}, "worker_faulty: 3 jobs in a row failed here (blank_image)"),
         (STUB, STUB, {"stub_raises": "RuntimeError"}, "worker_faulty: 3 jobs in a row failed here (unknown_error)"),
+        (STUB, STUB, {"stub_raises": "IndexError", "stub_proof": "IndexError"}, "worker_faulty: IndexError"),
     ],
-    ids=["NaN in the UNet", "blank images", "an unknown error"],
+    ids=["NaN in the UNet", "blank images", "an unknown error", "a broken library"],
 )
 def test_a_good_worker_completes_every_job_and_the_faulty_one_stops_and_says_why(
     supabase: EmbeddedSupabase,
@@ -73,13 +74,18 @@ def test_jobs_survive_a_worker_whose_gpu_fails_each_of_them(supabase: EmbeddedSu
     assert outcomes(db) == [{"status": "completed", "attempts": 1, "count": JOBS}]
 
 
-def test_a_faulty_worker_is_started_again_and_given_up_in_the_end(supabase: EmbeddedSupabase, db: Database, user: User) -> None:
-    target = "given-up"
-    with WorkerProcess(supabase, SUPERVISED_STUB, target_worker=target, worker_id="bad", stub_raises="BlankImage") as worker:
+@pytest.mark.parametrize("proof", [None, "ModelInvalid", "RuntimeError"])
+def test_a_faulty_worker_is_started_again_and_given_up_in_the_end(
+    supabase: EmbeddedSupabase, db: Database, user: User, proof: str | None
+) -> None:
+    target, settings = "given-up", {"stub_raises": "BlankImage"} | ({"stub_proof": proof} if proof else {})
+    with WorkerProcess(supabase, SUPERVISED_STUB, target_worker=target, worker_id="bad", **settings) as worker:
         insert_jobs(user, target)
         worker.wait_for("gpu_given_up")
         assert worker.wait_for_exit() == 70
     assert worker_row(db, "bad")["error"].startswith("worker_faulty: ")
+    if proof:
+        assert outcomes(db) == [{"status": "queued", "attempts": 0, "count": JOBS}], "jobs of a failed proof are never charged"
 
 
 def test_an_error_of_a_library_on_this_jobs_input_is_not_retried(supabase: EmbeddedSupabase, db: Database, user: User) -> None:

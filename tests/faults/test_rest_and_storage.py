@@ -179,7 +179,7 @@ def test_what_a_stale_worker_uploaded_is_never_seen_and_soon_removed(
     with pytest.raises(StorageApiError):
         user.client.storage.from_("sdxl_image_fast").download(f"{user.id}/{job['id']}/1-0.png")
     db.execute(
-        "update public.jobs set status = 'failed', error_code = 'x', completed_at = now(), lease_expires_at = null where id = %s",
+        "update public.jobs set status = 'failed', error_code = 'x', completed_at = now() where id = %s",
         (job["id"],),
     )
     worker.wait_for("orphans_removed")

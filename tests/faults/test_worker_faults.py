@@ -102,7 +102,7 @@ class TestDisks:
                 wait_until(db, "select status = 'completed' from public.jobs where id = %s", job["id"])
             finally:
                 worker.terminate()
-                assert worker.wait(timeout=30) == 0
+                assert worker.wait(timeout=300) == 0
 
     def test_a_full_disk_is_none_of_the_workers_business(self, supabase: EmbeddedSupabase, db: Database, user: User) -> None:
         """With a limit of 0 bytes a file, every write to a disk fails as on a full one."""

@@ -120,6 +120,8 @@ class TestFaults:
             (OutOfMemory("planted"), None),
             (ModelInvalid("the unet is not finite"), "worker_faulty: the unet is not finite"),
             (GpuUnusable("planted"), "gpu_unusable: planted"),
+            (RuntimeError("cuDNN error: planted"), "worker_faulty: RuntimeError: cuDNN error: planted"),
+            (OSError("planted"), "worker_faulty: OSError: planted"),
         ],
         ids=str,
     )
@@ -129,17 +131,21 @@ class TestFaults:
                 raise found
 
         gpu = Gpu(lambda _: None)
-        assert gpu.still_proven(prove) is (reason is None)
+        assert gpu.passes_proof(uuid4(), prove) is (reason is None)
         assert gpu.unusable_because == reason
+        assert gpu.faulty is (reason or "").startswith("worker_faulty")
 
-    def test_the_proof_waits_for_its_turn(self) -> None:
-        gpu, seen = Gpu(lambda _: None), []
-        with gpu.turn(lease()):
-            proof = threading.Thread(target=gpu.still_proven, args=(lambda: seen.append(gpu.painting),))
+    def test_the_proof_waits_for_its_turn_and_counts_as_the_painting_of_its_job(self) -> None:
+        told: list[UUID | None] = []
+        gpu, seen, painting, job_id = Gpu(told.append), list[UUID | None](), lease(), uuid4()
+        with gpu.turn(painting):
+            proof = threading.Thread(target=gpu.passes_proof, args=(job_id, lambda: seen.append(gpu.painting)))
             proof.start()
             assert not seen
         proof.join()
-        assert seen == [None]
+        assert seen == [job_id]
+        assert told == [painting.job_id, None, job_id, None] or told == [painting.job_id, job_id, None, None]
+        assert gpu.painting is None
 
     def test_the_first_reason_stays(self) -> None:
         gpu = Gpu(lambda _: None)

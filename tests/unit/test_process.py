@@ -199,7 +199,13 @@ def test_an_error_ends_its_job_by_its_type(error: Exception, ended: list[Any]) -
     assert queue.ended == ended
 
 
-@pytest.mark.parametrize("error", [BlankImage(), RuntimeError()])
+def refused(error: Exception) -> JobInvalid:
+    with pytest.raises(JobInvalid) as raised, refused_input():
+        raise error
+    return raised.value
+
+
+@pytest.mark.parametrize("error", [BlankImage(), RuntimeError(), refused(IndexError())])
 def test_a_job_of_a_worker_that_can_paint_nothing_goes_back_uncharged(error: Exception) -> None:
     queue = RecordingQueue()
     end_failed(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0), error, queue, lambda: False)
