@@ -16,7 +16,7 @@ from tests.processes import scratch_folder
 def run_demo(out: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     with scratch_folder() as data:
         command = [sys.executable, "worker.py", "demo", "--once", "--out", str(out), "--data-dir", str(data), *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.stdout.strip(), done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 

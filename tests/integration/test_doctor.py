@@ -73,7 +73,7 @@ def patient(own_supabase: EmbeddedSupabase, tmp_path: Path) -> Patient:
 
 def doctor(supabase: EmbeddedSupabase, *arguments: str, command: list[str] = WORKER, **settings: object) -> tuple[int, str]:
     done = subprocess.run(
-        [*command, "doctor", *arguments], env=environ(supabase, **settings), cwd=ROOT, capture_output=True, text=True, timeout=90
+        [*command, "doctor", *arguments], env=environ(supabase, **settings), cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stderr == "", "no traceback, no warning"
     return done.returncode, done.stdout

@@ -22,7 +22,7 @@ def test_a_frontend_hears_each_state_once_and_gets_its_picture(
         env=os.environ | {"SUPABASE_URL": supabase.url, "SUPABASE_KEY": supabase.publishable_key},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])

@@ -23,7 +23,7 @@ def run_cli(supabase: EmbeddedSupabase, *arguments: str) -> str:
         env=os.environ | {"PATH": f"{node().parent}:{os.environ['PATH']}", "DO_NOT_TRACK": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout + done.stderr

@@ -20,7 +20,7 @@ from tests.integration.test_isolation import join, listener
 from tests.integration.test_queue_functions import TARGET, Caller, image
 
 HEARTBEATS = 10
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 300
 OF_THE_QUEUE = {
     "lease_token",
     "leased_by",
