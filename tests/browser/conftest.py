@@ -25,7 +25,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 PASSWORD = "correct horse battery"
 # as root in a container, and without calls of the browser's own to anywhere
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-PATIENCE_MS = 30_000
+PATIENCE_MS = 150_000  # an expectation ends when it is met; this is for what hangs, on a loaded machine too
 
 Open = Callable[..., Page]
 
