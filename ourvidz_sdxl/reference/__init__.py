@@ -6,7 +6,7 @@ from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from ourvidz_sdxl.errors import ReferenceInvalid
 from ourvidz_sdxl.job import Fit
@@ -61,8 +61,8 @@ def decode_reference(content: bytes, warn: Warn = _ignore) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ReferenceInvalid(user_message=TOO_LARGE)
             image.load()
-            if picture.truncated and picture.kind == "JPEG":
-                if _share_present(image) < MIN_PRESENT:
+            if picture.truncated and picture.kind == "JPEG" and (share := _share_present(image, picture)) < 1:
+                if share < MIN_PRESENT:
                     raise ReferenceInvalid(user_message=INCOMPLETE)
                 warn(*TRUNCATED)
             decoded = _on_white(image, picture, warn)
@@ -101,10 +101,11 @@ def _on_white(image: Image.Image, picture: Picture, warn: Warn) -> Image.Image:
         opaque = Image.fromarray((pixels != np.array(picture.transparent)).any(-1))
     if image.mode.startswith("I"):
         image = Image.fromarray(TO_8_BITS[np.asarray(image)])
-    elif image.mode in {"P", "LA"}:
+    elif image.mode == "P":
         image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        opaque, image = image.getchannel("A"), image.convert("RGB")
+    if image.mode in {"LA", "RGBA"}:
+        # a grey profile is one of grey pixels: they stay L until it was applied
+        opaque, image = image.getchannel("A"), image.getchannel(0) if picture.grey else image.convert("RGB")
     if picture.profile is not None:
         try:
             image = to_srgb(image, picture.profile)
@@ -117,8 +118,18 @@ def _on_white(image: Image.Image, picture: Picture, warn: Warn) -> Image.Image:
     return clean
 
 
-def _share_present(image: Image.Image) -> float:
-    """Share of the rows of a truncated JPEG that were decoded: libjpeg leaves the others at medium grey."""
+def _share_present(image: Image.Image, picture: Picture) -> float:
+    """Share of the rows of a truncated JPEG that were decoded; 1.0 where only the mark of its end is missing.
+
+    A row whose data are missing comes out otherwise with noise in their place. From the first such row on, libjpeg leaves medium
+    grey what it has nothing of; a progressive JPEG can have the rest coarsely.
+    """
+    with Image.open(BytesIO(picture.with_another_end()), formats=(picture.kind,)) as other:
+        other.load()
+        box = ImageChops.difference(image, other).getbbox()
+    if box is None:
+        return 1.0
     rows = np.asarray(image).reshape(image.height, -1)
-    present = np.flatnonzero((rows.min(axis=1) < 127) | (rows.max(axis=1) > 129))
-    return float(present[-1] + 1) / image.height if present.size else 0.0
+    coloured = np.flatnonzero((rows.min(axis=1) < 127) | (rows.max(axis=1) > 129))
+    present = max(box[1], int(coloured[-1]) + 1 if coloured.size else 0)
+    return min(present, image.height - 0.5) / image.height  # below 1 in any case: the last rows lack something

@@ -19,6 +19,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"  # EOI
 
+RESTART_MARKER = re.compile(rb"\xff([\xd0-\xd7])")
+NOISE = bytes(n * 37 % 255 for n in range(1, 255))  # entropy-coded data of no picture: no FF, which would begin a marker
+
 # A JPEG marker; FF 00 and the restart markers D0..D7 belong to the entropy-coded data (ITU T.81, B.1).
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 SOI, EOI, SOS, APP0, APP1, APP2, APP14, APP15, COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
@@ -44,7 +47,8 @@ class Picture:
     `orientation` is the EXIF value, 1 to 8. `profile` is an ICC profile, empty where colour
     information exists that cannot be used, None for sRGB. `transparent` is the one colour that
     counts as transparent in a PNG without alpha channel, in the units of Pillow's decoded pixels.
-    `truncated` says that the file ends before the picture does.
+    `truncated` says that the file's end is missing. `grey` says that a PNG's pixels are grey, which Pillow decodes to RGBA where
+    they have 16 bits and alpha.
     """
 
     kind: str
@@ -53,6 +57,14 @@ class Picture:
     profile: bytes | None = None
     transparent: tuple[int, ...] = ()
     truncated: bool = False
+    grey: bool = False
+
+    def with_another_end(self) -> bytes:
+        """A truncated JPEG with noise after its data: it decodes as `content` does, but for pixels whose data are missing."""
+        data = self.content.removesuffix(JPEG_END).removesuffix(b"\xff")  # which would make a marker of the noise
+        scan = data[data.rfind(bytes((0xFF, SOS))) :]
+        number = [0xD0, *(marker[1][0] + 1 for marker in RESTART_MARKER.finditer(scan))][-1]  # of the next restart marker, modulo 8
+        return data + b"".join(NOISE + bytes((0xFF, 0xD0 | (number + n) % 8)) for n in range(8)) + JPEG_END
 
 
 def read_picture(content: bytes) -> Picture | None:
@@ -111,6 +123,7 @@ def _read_png(content: bytes) -> Picture:
         profile=png_profile(others),
         transparent=_transparent(others.get(b"tRNS", b""), depth, colour_type),
         truncated=not ended,
+        grey=colour_type in {0, 4},
     )
 
 

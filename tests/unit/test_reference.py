@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from ourvidz_sdxl import reference
 from ourvidz_sdxl.errors import ReferenceInvalid
@@ -77,6 +77,15 @@ def near(one: tuple[int, ...], other: tuple[int, ...], by: int = 2) -> bool:
 
 
 # Samples
+
+
+def test_no_wider_samples_than_16_bit_grey_come_from_pillow() -> None:
+    modes = {mode for mode, _ in PngImagePlugin._MODES.values()}
+    assert modes == {"1", "L", "LA", "P", "I;16", "RGB", "RGBA"}
+    for kind in ("PNG", "JPEG", "WEBP"):
+        for mode in ("I", "F"):
+            with suppress(OSError):  # what JPEG and PNG answer
+                assert Image.open(BytesIO(saved(Image.new(mode, (4, 4)), kind))).mode == "RGB"
 
 
 def test_16_bits_are_scaled_and_not_clipped() -> None:
@@ -195,9 +204,29 @@ def grey_profile(gamma: float) -> bytes:
     return head.ljust(128, b"\0") + table + white + curve
 
 
-def test_a_grey_profile_is_converted(warn: Warnings) -> None:
-    [(value, *_)] = pixels(png(8, 0, b"\x80", 1, iccp(grey_profile(1.0))), warn)  # linear light
-    assert (abs(value - 188) <= 1, warn) == (True, [])
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "row"),
+    [
+        (8, 0, b"\x80\x80"),
+        (16, 0, b"\x80\x80" * 2),
+        (8, 4, b"\x80\xff\x80\xff"),
+        (16, 4, b"\x80\x80\xff\xff" * 2),
+    ],
+    ids=["L", "I;16", "LA", "LA of 16 bits"],
+)
+def test_a_grey_profile_is_converted(depth: int, colour_type: int, row: bytes, warn: Warnings) -> None:
+    found = pixels(png(depth, colour_type, row, 2, iccp(grey_profile(1.0))), warn)  # linear light: 255 (128 / 255) ** (1 / 2.2)
+    assert all(near(one, (188, 188, 188), 1) for one in found), found
+    assert warn == []
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_what_is_transparent_under_a_grey_profile_is_white(depth: int, warn: Warnings) -> None:
+    row = b"".join(bytes([value]) * (depth // 8) for value in (0x80, 255, 0x80, 0))
+    shown, clear = pixels(png(depth, 4, row, 2, iccp(grey_profile(1.0))), warn)
+    assert near(shown, (188, 188, 188), 1)
+    assert clear == (255, 255, 255)
+    assert warn == []
 
 
 def cmyk_profile() -> bytes:
@@ -373,6 +402,43 @@ def test_a_truncated_jpeg_is_read_with_a_warning(warn: Warnings) -> None:
     decoded = np.asarray(decode_reference((CASES / "trunc.jpg").read_bytes(), warn))
     assert warn == ["reference_truncated"]
     assert near(tuple(decoded[5, 127].tolist()), (252, 11, 66), 4)  # the upper part is there
+
+
+def grey_below(mode: str = "RGB") -> Image.Image:
+    """Noise in the upper quarter, and medium grey below it, which is what libjpeg makes of missing rows."""
+    image = Image.new("RGB", (128, 128), (128, 128, 128))
+    image.paste(Image.effect_noise((128, 32), 60).convert("RGB"), (0, 0))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}], ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_without_its_end_mark_is_whole(mode: str, options: dict[str, Any], warn: Warnings) -> None:
+    for image in (grey_below(mode), Image.effect_noise((100, 75), 60).convert(mode)):
+        whole = saved(image, "JPEG", **options)
+        assert whole.endswith(b"\xff\xd9")
+        for cut in (1, 2):
+            assert decode_reference(whole[:-cut], warn).tobytes() == decode_reference(whole).tobytes()
+    assert warn == []
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"optimize": True}], ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_whose_last_rows_are_missing_is_known_by_its_data(mode: str, options: dict[str, Any]) -> None:
+    noise = Image.effect_noise((128, 128), 60).convert(mode)
+    whole = saved(noise, "JPEG", **options)
+    for missing in (8, len(whole) // 50, len(whole) // 10):
+        given = Warnings()
+        decode_reference(whole[: len(whole) - 2 - missing], given)
+        assert given == ["reference_truncated"], missing
+    scan = whole.index(b"\xff\xda")
+    assert refusal(whole[: scan + (len(whole) - scan) // 4]) == reference.INCOMPLETE
+
+
+def test_a_jpeg_cut_off_between_restart_intervals_is_truncated(warn: Warnings) -> None:
+    whole = saved(Image.effect_noise((128, 128), 60), "JPEG", restart_marker_rows=1)
+    decode_reference(whole[: whole.rindex(b"\xff\xd6")], warn)  # 16 rows of blocks: the last marker is D6
+    assert warn == ["reference_truncated"]
 
 
 @pytest.mark.parametrize("progressive", [False, True])
