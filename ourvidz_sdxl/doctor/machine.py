@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from ourvidz_sdxl.doctor.finding import Finding, fail, note, ok
-from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, check_lora
+from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, check_lora, file_schedule, folder_schedule
 from ourvidz_sdxl.engine.prediction import ScheduleSettings
 from ourvidz_sdxl.errors import SettingsInvalid, WorkerError
 from ourvidz_sdxl.safety import load_image_check
@@ -28,7 +27,11 @@ def check_model(settings: Settings) -> Finding:
         return note(f"{path.name} is not there yet: the first start fetches it from MODEL_URL.")
     schedule = ScheduleSettings(prediction_type=settings.prediction_type, timestep_spacing=settings.timestep_spacing)
     try:
-        (check_folder if path.is_dir() else partial(check_file, settings=schedule))(path)
+        if path.is_dir():
+            folder_schedule(path, check_folder(path)["unet"], schedule)
+        else:
+            check_file(path)
+            file_schedule(path, schedule)
     except WorkerError as error:
         return fail(f"{error}.", CHECK_PATH)
     try:
@@ -45,7 +48,7 @@ def check_model(settings: Settings) -> Finding:
                 f"The SHA-256 of {path.name} is {digest}, and MODEL_SHA256 says {settings.model_sha256}.",
                 "Delete the file, so that it is downloaded again, or mend MODEL_SHA256 if the model was changed on purpose.",
             )
-    from ourvidz_sdxl.engine import check_model as check_tensors
+    from ourvidz_sdxl.engine import check_tensors
 
     try:
         check_tensors(path, settings.fast_lora_path, schedule)

@@ -99,7 +99,7 @@ def why_no_cuda() -> str | None:
     return None
 
 
-def check_model(model_path: Path, few_step_lora: Path | None = None, schedule: ScheduleSettings = NO_SETTINGS) -> None:
+def check_tensors(model_path: Path, few_step_lora: Path | None = None, schedule: ScheduleSettings = NO_SETTINGS) -> None:
     """Makes every check of `load_engine` that needs no weights; raises ModelMissing or ModelInvalid."""
     from ourvidz_sdxl.engine.load import MODELS, load_components
     from ourvidz_sdxl.engine.lora import with_lora
@@ -121,7 +121,7 @@ class FastOptions:
     memory_limit_gb: float = math.inf
 
 
-PLAIN = FastOptions()
+DEFAULT_OPTIONS = FastOptions()
 
 
 def load_engine(
@@ -129,7 +129,7 @@ def load_engine(
     kind: EngineKind = "auto",
     *,
     few_step_lora: Path | None = None,
-    options: FastOptions = PLAIN,
+    options: FastOptions = DEFAULT_OPTIONS,
     schedule: ScheduleSettings = NO_SETTINGS,
 ) -> Engine:
     """Loads the checkpoint onto the GPU, or the CPU where there is none. `few_step_lora` makes a second UNet, for plans of it.

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ourvidz_sdxl.engine.configuration import check_configs, check_latent_channels, check_pipeline
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings, schedule_changes
-from ourvidz_sdxl.engine.quantised import PLAIN, refuse_unknown
+from ourvidz_sdxl.engine.quantised import UNSCALED_DTYPES, refuse_unknown
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
 
 PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
@@ -64,8 +64,8 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_file(path: Path, settings: ScheduleSettings = NO_SETTINGS) -> dict[str, Any]:
-    """Checks one file; returns its changes to the scheduler's configuration, and those of `settings`.
+def check_file(path: Path) -> None:
+    """Checks one file, apart from its schedule (see `file_schedule`).
 
     Raises ModelMissing, or ModelInvalid for a pickle, a damaged file, or another kind of model.
     """
@@ -80,6 +80,11 @@ def check_file(path: Path, settings: ScheduleSettings = NO_SETTINGS) -> dict[str
         raise ModelInvalid(f"{path.name} is not a whole SDXL: it has no {', no '.join(absent)}")
     unet = header.tensors[LANDMARKS["UNet"]].shape
     check_latent_channels(path, unet[1] if len(unet) == 4 else 0)
+
+
+def file_schedule(path: Path, settings: ScheduleSettings = NO_SETTINGS) -> dict[str, Any]:
+    """`prediction.schedule_changes` of one file, by its header; raises ModelInvalid."""
+    header = read_header(path)
     return schedule_changes(path, header.tensors, header.metadata, {}, settings)
 
 
@@ -126,7 +131,7 @@ def check_lora(path: Path) -> None:
     tensors = read_header(path).tensors
     refuse_other_kinds(path, tensors)
     for name, stored in tensors.items():
-        if stored.dtype not in PLAIN:
+        if stored.dtype not in UNSCALED_DTYPES:
             raise ModelInvalid(f"{path.name}: {name} is {stored.dtype}, a quantisation that is not read")
 
 
@@ -201,7 +206,10 @@ def _check_name(path: Path, otherwise: str) -> None:
 
 
 def _has(header: Header, landmark: str) -> bool:
-    """Text encoders have other names, too: `original_names.file_sources` knows them, and the load checks each tensor."""
+    """Whether the file has the part that `landmark` stands for, under any of its names.
+
+    `original_names.file_sources` knows all names of a part, and the load checks each tensor.
+    """
     if landmark == LANDMARKS["first text encoder"]:
         return any(key.endswith("embeddings.token_embedding.weight") for key in header.tensors)
     if landmark == LANDMARKS["second text encoder"]:

@@ -46,12 +46,14 @@ SCHEDULER: Config = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
 }
-SCHEDULER_CLASSES = {  # of diffusers, with betas over discrete timesteps
+# Classes of diffusers that a checkpoint may name as its own: betas over discrete timesteps, and any number of steps. Not among
+# them: EDM's, whose sigmas are continuous, and SASolver, which in one step does not arrive at the image (diffusers 0.42.1).
+SCHEDULER_CLASSES = {
     f"{name}Scheduler"
     for name in (
         *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "HeunDiscrete", "EulerDiscrete", "EulerAncestralDiscrete"),
         *("DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "KDPM2Discrete", "DEISMultistep"),
-        *("KDPM2AncestralDiscrete", "UniPCMultistep", "SASolver", "LCM", "TCD"),
+        *("KDPM2AncestralDiscrete", "UniPCMultistep", "LCM", "TCD"),
     )
 }
 QUANTISED = "quantization_config"

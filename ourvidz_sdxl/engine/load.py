@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, fingerprint, folder_schedule, read_json
+from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, file_schedule, fingerprint, folder_schedule, read_json
 from ourvidz_sdxl.engine.configuration import CLIP_CONTEXT
 from ourvidz_sdxl.engine.original_names import file_sources, folder_sources
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
+from ourvidz_sdxl.engine.schedulers import log_overrides
 from ourvidz_sdxl.engine.weights import StoredWeights
 from ourvidz_sdxl.errors import ModelInvalid
 
@@ -92,7 +93,8 @@ def load_components(
             config, files = path, check_folder(path)
             changes = folder_schedule(path, files["unet"], schedule)
         else:
-            changes, files = check_file(path, schedule), {"all": [path]}
+            check_file(path)
+            changes, files = file_schedule(path, schedule), {"all": [path]}
         parts = {part: empty_model(part, config) for part in MODELS}
         _load_weights(path, files, parts, empty=empty, device=device, dtypes=dtypes)
         index, scheduler = (read_json(config / name) for name in ("model_index.json", "scheduler/scheduler_config.json"))
@@ -107,6 +109,7 @@ def load_components(
                 raise ModelInvalid(
                     f"{path}: a text encoder reads token {encoder.config.eos_token_id} as a prompt's end, not {ours.eos_token_id}"
                 )
+    log_overrides(scheduler, schedule)
     for model in parts.values():
         model.eval().requires_grad_(False)
     parts["vae"].register_to_config(force_upcast=False)
@@ -122,7 +125,10 @@ def load_components(
 
 
 def fingerprint_of(path: Path) -> str:
-    """`checkpoint.fingerprint` of the SDXL at `path`; raises what `load_components` raises where there is none."""
+    """`checkpoint.fingerprint` of the SDXL at `path`; raises what `load_components` raises where there is none.
+
+    Weights alone: what they predict and its refusals are left to `load_components`, which knows the operator's settings.
+    """
     with damage_is_the_models(path):
         if path.is_dir():
             return fingerprint(file for part in check_folder(path).values() for file in part)

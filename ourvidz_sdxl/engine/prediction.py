@@ -84,17 +84,20 @@ def schedule_changes(
     changes: dict[str, Any] = {}
     if prediction_type != config.get("prediction_type", "epsilon"):
         changes["prediction_type"] = prediction_type
-    if ZERO_SNR_MARKER in tensors or _flag(path, metadata, "ss_zero_terminal_snr"):
+    marked = ZERO_SNR_MARKER in tensors or _flag(path, metadata, "ss_zero_terminal_snr")
+    configured = bool(config.get("rescale_betas_zero_snr"))
+    if marked or configured:
         if prediction_type == "v_prediction":
-            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+            if marked:
+                changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         elif settings.prediction_type is None:
             raise ModelInvalid(
                 f"{path.name} has zero terminal SNR and predicts epsilon, which excludes it; PREDICTION_TYPE says which is right"
             )
         else:
             log.warning("zero_terminal_snr_ignored", prediction_type=prediction_type)
-    elif prediction_type == "epsilon" and config.get("rescale_betas_zero_snr") and settings.prediction_type:
-        changes["rescale_betas_zero_snr"] = False
+            if configured:
+                changes["rescale_betas_zero_snr"] = False
     if settings.timestep_spacing:
         changes["timestep_spacing"] = settings.timestep_spacing
     return changes

@@ -38,7 +38,7 @@ KINDS = {  # ending of a name -> the quantisation that it belongs to
     r"\.(weight_zero_point|weight_zp)": "an asymmetric quantisation",
     r"\.(SCB|weight_format)": "bitsandbytes in 8 bits",
 }
-PLAIN = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+UNSCALED_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 SCALED = {"F8_E4M3", "F8_E5M2", "I8"}
 
 
@@ -60,9 +60,9 @@ def refuse_unknown(path: Path, names: Iterable[str], metadata: Mapping[str, str]
 def check_dtype(path: Path, name: str, tensors: Mapping[str, Stored]) -> None:
     """Raises ModelInvalid for a weight that is no floating-point number and has no scale."""
     dtype, scale = tensors[name].dtype, scale_of(name, tensors)
-    if dtype in PLAIN and scale is None:
+    if dtype in UNSCALED_DTYPES and scale is None:
         return
-    if scale is None or dtype not in PLAIN | SCALED:
+    if scale is None or dtype not in UNSCALED_DTYPES | SCALED:
         raise ModelInvalid(f"{path.name} is quantised: {name} is {dtype} without a scale, which is not read")
     if tensors[scale].dtype not in ("F64", "F32", "F16", "BF16"):
         raise ModelInvalid(f"{path.name} is quantised: {scale} is {tensors[scale].dtype}, which is not read")

@@ -7,11 +7,15 @@ from functools import cache
 from typing import Any
 
 import diffusers
+import structlog
 import torch
-from diffusers.schedulers import KarrasDiffusionSchedulers
 
+from ourvidz_sdxl.engine.configuration import SCHEDULER_CLASSES
+from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.errors import ModelInvalid
 from ourvidz_sdxl.job import Scheduler
+
+log = structlog.get_logger()
 
 # Name -> class and what differs from the checkpoint's own configuration. The pairs follow diffusers' table of A1111's and
 # k-diffusion's samplers (its documentation, API, Schedulers, Overview).
@@ -28,9 +32,6 @@ SCHEDULERS: Mapping[Scheduler, tuple[str, Mapping[str, Any]]] = {
     Scheduler.UNIPC: ("UniPCMultistepScheduler", {}),
     Scheduler.LCM: ("LCMScheduler", {}),
 }
-
-# Classes that a checkpoint may name as its own: those that diffusers' SDXL pipelines take, and the ones of distilled models.
-SAMPLERS = {kind.name for kind in KarrasDiffusionSchedulers} | {"LCMScheduler", "TCDScheduler", "EDMDPMSolverMultistepScheduler"}
 
 # What a checkpoint's configuration says of its training; the rest is how to sample from it.
 TRAINING = (
@@ -86,8 +87,8 @@ class ExactSteps:
 
 @cache
 def _exact(class_name: str) -> Any:
-    """The class of that name with ExactSteps. Raises ModelInvalid where diffusers has none that samples an SDXL."""
-    if class_name not in SAMPLERS:
+    """The class of that name with ExactSteps. Raises ModelInvalid for one that is not among SCHEDULER_CLASSES."""
+    if class_name not in SCHEDULER_CLASSES:
         raise ModelInvalid(f"the checkpoint's scheduler is {class_name}, which cannot sample from an SDXL")
     return type(class_name, (ExactSteps, getattr(diffusers, class_name)), {})
 
@@ -113,6 +114,24 @@ def new_scheduler(name: Scheduler | None, config: Mapping[str, Any]) -> Any:
         if class_name not in FINITE_ZERO_SNR:
             changes |= {"trained_betas": finite_zero_snr_betas(config), "rescale_betas_zero_snr": False}
     return _exact(class_name).from_config(dict(config), **changes)
+
+
+def log_overrides(config: Mapping[str, Any], settings: ScheduleSettings = NO_SETTINGS) -> None:
+    """Log line, once for a loaded checkpoint, of what `new_scheduler` samples otherwise than its configuration and `settings` say.
+
+    Without it an operator would look in vain for the effect of TIMESTEP_SPACING, or compare DDIM with diffusers' on other betas.
+    """
+    zero_snr = bool(config.get("rescale_betas_zero_snr"))
+    spacing = settings.timestep_spacing
+    if zero_snr or spacing not in (None, TRAILING["timestep_spacing"]):
+        replaced = [name.value for name, (class_name, _) in SCHEDULERS.items() if class_name not in FINITE_ZERO_SNR]
+        log.info(
+            "schedule_overridden",
+            timestep_spacing=spacing or config.get("timestep_spacing"),
+            trailing="in any number of steps" if zero_snr else f"below {TRAILING_BELOW_STEPS} steps",
+            zero_terminal_snr=zero_snr,
+            finite_betas=replaced if zero_snr else [],
+        )
 
 
 def finite_zero_snr_betas(config: Mapping[str, Any]) -> list[float]:

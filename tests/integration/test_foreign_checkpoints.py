@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from torch import Tensor
 
 from ourvidz_sdxl.doctor.finding import State
 from ourvidz_sdxl.doctor.machine import check_model
 from ourvidz_sdxl.engine.fast.engine import FastEngine
-from ourvidz_sdxl.engine.load import MODELS, Components, load_components
+from ourvidz_sdxl.engine.load import MODELS, Components, fingerprint_of, load_components
+from ourvidz_sdxl.engine.prediction import ScheduleSettings
 from ourvidz_sdxl.errors import ModelInvalid
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.startup import load_real_engine
@@ -358,6 +360,37 @@ def test_the_operators_settings_reach_the_scheduler() -> None:
     asked = settings(model_path=MODEL, engine="reference", prediction_type="v_prediction", timestep_spacing="trailing")
     config = load_real_engine(asked)._parts.scheduler_config  # type: ignore[attr-defined]
     assert (config["prediction_type"], config["timestep_spacing"]) == ("v_prediction", "trailing")
+
+
+def test_the_fast_engine_takes_a_file_whose_prediction_the_operator_settles(tmp_path: Path, tensors: Tensors) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(tensors | {"ztsnr": torch.zeros(1)}, path, {"format": "pt"})
+    asked = settings(model_path=path, prediction_type="v_prediction", timestep_spacing="linspace")
+    schedule = ScheduleSettings(prediction_type=asked.prediction_type, timestep_spacing=asked.timestep_spacing)
+    with capture_logs() as logs:
+        parts = load_components(path, device="cpu", empty=MODELS, config=MODEL, schedule=schedule)
+    assert parts.scheduler_config["prediction_type"] == "v_prediction"
+    assert [entry["event"] for entry in logs] == ["schedule_overridden"]
+    assert fingerprint_of(path) == parts.fingerprint  # what FastEngine names its kept weights by
+    with pytest.raises(ModelInvalid, match="PREDICTION_TYPE says which is right"):
+        load_components(path, device="cpu", empty=MODELS, config=MODEL)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "zero terminal SNR and predicts epsilon"),
+        ({"_class_name": "SASolverScheduler"}, "its scheduler is SASolverScheduler"),
+    ],
+)
+def test_doctor_refuses_a_folders_schedule_as_the_worker_does(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    finding = check_model(settings(model_path=folder))
+    assert (finding.state, told in finding.words) == (State.FAIL, True)
+    with pytest.raises(ModelInvalid, match=told):
+        FastEngine.load(folder)
 
 
 def test_doctor_sees_a_tensor_that_the_worker_would_refuse(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from structlog.testing import capture_logs
 
-from ourvidz_sdxl.engine.schedulers import few_step_scheduler, finite_zero_snr_betas, new_scheduler
+from ourvidz_sdxl.engine.configuration import SCHEDULER_CLASSES
+from ourvidz_sdxl.engine.prediction import ScheduleSettings, TimestepSpacing
+from ourvidz_sdxl.engine.schedulers import few_step_scheduler, finite_zero_snr_betas, log_overrides, new_scheduler
 from ourvidz_sdxl.errors import ModelInvalid
 from ourvidz_sdxl.job import Scheduler
 from ourvidz_sdxl.plan import painted_steps, schedule_steps
@@ -25,7 +28,6 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "SDXL": SDXL,
     "v-prediction": SDXL | V_PREDICTION,
     "zero terminal SNR": SDXL | ZERO_SNR,
-    "zero terminal SNR, epsilon": SDXL | {"rescale_betas_zero_snr": True},
     "trailing": SDXL | {"timestep_spacing": "trailing"},
 }
 OWN = {kind: SDXL | {"_class_name": f"{kind}Scheduler"} for kind in ("LCM", "TCD", "PNDM", "HeunDiscrete", "DPMSolverMultistep")}
@@ -81,6 +83,15 @@ def test_a_checkpoints_own_scheduler_of_another_class_gives_finite_values_in_any
     for steps in (1, 2, 4, 5, 25, 51, 100):
         found = sampled(new_scheduler(None, config), steps, steps)
         assert torch.isfinite(torch.stack(found)).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers' KDPM2 and DEIS under NumPy 2
+@pytest.mark.parametrize("class_name", sorted(SCHEDULER_CLASSES - {"DPMSolverSDEScheduler"}))  # that one needs torchsde
+def test_every_class_that_the_check_accepts_samples(class_name: str) -> None:
+    for config in (SDXL, SDXL | ZERO_SNR):
+        for steps in (1, 2, 5):
+            found = sampled(new_scheduler(None, config | {"_class_name": class_name}), steps, steps)
+            assert torch.isfinite(torch.stack(found)).all(), steps
 
 
 def first_sigma(scheduler: Any) -> float:
@@ -170,7 +181,29 @@ def test_the_finite_betas_are_a_schedule_and_leave_the_checkpoints_own_configura
     assert config == SDXL | ZERO_SNR
 
 
-@pytest.mark.parametrize("class_name", ["FlowMatchEulerDiscreteScheduler", "AutoencoderKL", "NoSuchScheduler"])
+@pytest.mark.parametrize(
+    ("checkpoint", "spacing", "expected"),
+    [
+        ({}, None, []),
+        ({}, "trailing", []),
+        (V_PREDICTION, "linspace", [("linspace", "below 5 steps", [])]),
+        (ZERO_SNR, None, [("leading", "in any number of steps", ["dpmpp_sde_karras", "ddim", "lcm"])]),
+        (ZERO_SNR, "linspace", [("linspace", "in any number of steps", ["dpmpp_sde_karras", "ddim", "lcm"])]),
+    ],
+)
+def test_what_is_sampled_otherwise_than_the_operator_asked_for_is_logged(
+    checkpoint: dict[str, Any], spacing: TimestepSpacing | None, expected: list[tuple[str, str, list[str]]]
+) -> None:
+    config = SDXL | checkpoint | ({"timestep_spacing": spacing} if spacing else {})
+    with capture_logs() as logs:
+        log_overrides(config, ScheduleSettings(timestep_spacing=spacing))
+    assert {entry["event"] for entry in logs} <= {"schedule_overridden"}
+    assert [(entry["timestep_spacing"], entry["trailing"], entry["finite_betas"]) for entry in logs] == expected
+
+
+@pytest.mark.parametrize(
+    "class_name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "SASolverScheduler", "AutoencoderKL"]
+)
 def test_a_class_that_cannot_sample_an_sdxl_is_refused_by_name(class_name: str) -> None:
     with pytest.raises(ModelInvalid, match=class_name):
         new_scheduler(None, SDXL | {"_class_name": class_name})

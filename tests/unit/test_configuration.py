@@ -65,6 +65,8 @@ FOREIGN: dict[str, tuple[str, dict[str, Any], str]] = {
     "T5": ("text_encoder_2", {"model_type": "t5"}, "model_type='t5'"),
     "bitsandbytes": ("unet", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
     "EDM": ("scheduler", {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+    "EDM's other": ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDMDPMSolverMultistepScheduler"),
+    "SA-Solver": ("scheduler", {"_class_name": "SASolverScheduler"}, "SASolverScheduler"),
     "flow matching": ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEuler"),
     "flow sigmas": ("scheduler", {"use_flow_sigmas": True}, "use_flow_sigmas=True"),
     "EDM's time": ("scheduler", {"timestep_type": "continuous"}, "timestep_type='continuous'"),

@@ -14,8 +14,9 @@ import pytest
 import regex  # type: ignore[import-untyped]
 from safetensors.numpy import save_file
 
-from ourvidz_sdxl.engine.checkpoint import LANDMARKS, PICKLES, WEIGHT_NAMES, check_file, check_lora, fingerprint
-from ourvidz_sdxl.engine.load import SDXL_BASE, load_components, load_tokenizer
+from ourvidz_sdxl.engine.checkpoint import LANDMARKS, PICKLES, WEIGHT_NAMES, check_file, check_lora, file_schedule, fingerprint
+from ourvidz_sdxl.engine.load import SDXL_BASE, fingerprint_of, load_components, load_tokenizer
+from ourvidz_sdxl.engine.prediction import ScheduleSettings
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
 
 
@@ -131,12 +132,20 @@ class TestOneFile:
     def test_a_file_says_what_its_unet_predicts(self, tmp_path: Path) -> None:
         noise = write_file(tmp_path / "noise.safetensors")
         velocity = write_file(tmp_path / "velocity.safetensors", "v_pred", "ztsnr")
-        assert check_file(noise) == {}
-        assert check_file(velocity) == {
+        assert file_schedule(noise) == {}
+        assert file_schedule(velocity) == {
             "prediction_type": "v_prediction",
             "rescale_betas_zero_snr": True,
             "timestep_spacing": "trailing",
         }
+
+    def test_a_fingerprint_is_of_the_weights_whatever_they_predict(self, tmp_path: Path) -> None:
+        undecided = write_file(tmp_path / "model.safetensors", "ztsnr")
+        check_file(undecided)
+        assert fingerprint_of(undecided) == fingerprint([undecided])
+        with pytest.raises(ModelInvalid, match="PREDICTION_TYPE says which is right"):
+            file_schedule(undecided)
+        assert file_schedule(undecided, ScheduleSettings(prediction_type="v_prediction"))["rescale_betas_zero_snr"] is True
 
 
 class TestFolder:

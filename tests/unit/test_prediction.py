@@ -53,6 +53,16 @@ def test_zero_terminal_snr_with_epsilon_is_refused(tensors: list[str], metadata:
         schedule_changes(FILE, dict.fromkeys(tensors), metadata, {})
 
 
+@pytest.mark.parametrize("said", [{"prediction_type": "epsilon"}, {}], ids=["said", "by default"])
+def test_a_folders_zero_terminal_snr_with_epsilon_is_refused_too(said: dict[str, str]) -> None:
+    config = said | {"rescale_betas_zero_snr": True}
+    with pytest.raises(ModelInvalid, match="zero terminal SNR and predicts epsilon"):
+        schedule_changes(FILE, {}, {}, config)
+    assert schedule_changes(FILE, {}, {}, config, ScheduleSettings(prediction_type="epsilon")) == {"rescale_betas_zero_snr": False}
+    assert schedule_changes(FILE, {}, {}, config, ScheduleSettings(prediction_type="v_prediction")) == V
+    assert changes(config={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}) == {}
+
+
 def test_tensors_win_over_metadata_and_the_contradiction_is_logged() -> None:
     with capture_logs() as logs:
         assert changes("v_pred", modelspec_prediction_type="epsilon", ss_v_parameterization="False") == V
@@ -83,7 +93,8 @@ def test_the_operator_stands_above_all(prediction_type: PredictionType, said: st
     assert found.get("rescale_betas_zero_snr", False) is (prediction_type == "v_prediction")
 
 
-def test_epsilon_by_the_operator_takes_zero_terminal_snr_out_of_a_folder() -> None:
+@pytest.mark.parametrize("tensors", [(), ("ztsnr",)], ids=["config", "config and tensor"])
+def test_epsilon_by_the_operator_takes_zero_terminal_snr_out_of_a_folder(tensors: tuple[str, ...]) -> None:
     config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    found = schedule_changes(FILE, {}, {}, config, ScheduleSettings(prediction_type="epsilon"))
+    found = schedule_changes(FILE, dict.fromkeys(tensors), {}, config, ScheduleSettings(prediction_type="epsilon"))
     assert found == {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}

@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from ourvidz_sdxl.engine import PLAIN, FastOptions, OnStep
+from ourvidz_sdxl.engine import DEFAULT_OPTIONS, FastOptions, OnStep
 from ourvidz_sdxl.engine.checkpoint import check_lora, fingerprint, read_json
 from ourvidz_sdxl.engine.configuration import CLIP_CONTEXT
 from ourvidz_sdxl.engine.fast.graphs import Graphs, Step, StepShape
@@ -76,7 +76,7 @@ class FastEngine(SdxlEngine):
         parts: Components,
         device: torch.device,
         few_step_unet: UNet2DConditionModel | None = None,
-        options: FastOptions = PLAIN,
+        options: FastOptions = DEFAULT_OPTIONS,
         kept: Path | None = None,
     ) -> None:
         """`parts` are on the CPU: the UNets' weights are taken over, and the VAE, best in fp32, stays there.
@@ -117,7 +117,7 @@ class FastEngine(SdxlEngine):
         cls,
         model_path: Path,
         few_step_lora: Path | None = None,
-        options: FastOptions = PLAIN,
+        options: FastOptions = DEFAULT_OPTIONS,
         *,
         schedule: ScheduleSettings = NO_SETTINGS,
     ) -> FastEngine:
