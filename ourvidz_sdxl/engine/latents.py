@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class LatentScale:
-    """z = (raw - offset) * gain per channel, and back, in fp32.
+    """Affine map between a VAE's raw latents and the UNet's: z = (raw - offset) * gain per channel, and back, in fp32.
 
     gain = scaling_factor / latents_std and offset = latents_mean, as diffusers' SDXL pipelines have
     it (prepare_latents and __call__ of 0.42.1); without the two, gain = scaling_factor, and offset =

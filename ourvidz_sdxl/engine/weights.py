@@ -38,6 +38,8 @@ FOLDER_EXTRAS = {  # beside a part's own, in a diffusers folder
 
 
 class StoredWeights:
+    """Tensors in safetensors files, and which of them a model's parameters take: all but known extras must be taken."""
+
     def __init__(self, path: Path, files: Sequence[Path], part: str | None = None) -> None:
         """`files` have the tensors of a whole SDXL, or of one `part` of the diffusers folder at `path`."""
         self._path, self._files = path, files
@@ -99,7 +101,7 @@ class StoredWeights:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without axes of 1 at the end: a 1 x 1 convolution has the weights of a linear layer."""
+    """The shape without axes of 1 at its end: a 1 x 1 convolution has the weights of a linear layer."""
     while shape and shape[-1] == 1:
         shape = shape[:-1]
     return shape
