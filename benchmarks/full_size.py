@@ -26,7 +26,8 @@ from ourvidz_sdxl.plan import make_plan
 from ourvidz_sdxl.similarity import similarity
 
 ROUNDS = 3
-REFERENCE: dict[str, Any] = {"reference_image_path": "u/x.png"}
+USER = "22222222-2222-4222-8222-222222222222"
+REFERENCE: dict[str, Any] = {"reference_image_path": f"{USER}/x.png"}
 JOBS: dict[str, dict[str, Any]] = {
     "text-to-image, batch 1": {},
     "text-to-image, batch 3": {"batch_size": 3},
@@ -50,7 +51,7 @@ def main() -> None:
 
     reference = Image.effect_mandelbrot((engine.native_size, engine.native_size), (-2, -1.5, 1, 1.5), 100).convert("RGB")
     for name, columns in JOBS.items():
-        row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat", "seed": 1}
+        row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat", "seed": 1}
         size = reference.size if "reference_image_path" in columns else None
         plan = make_plan(Job.from_row(row | columns), native_size=engine.native_size, random_seed=0, reference_size=size)
         seconds = []
@@ -67,7 +68,7 @@ def main() -> None:
 
 def alone_against_a_batch(engine: Engine) -> list[dict[str, Any]]:
     """How far the images of a batch of 6 are from the same seeds painted alone: the batch size may change the order of sums."""
-    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat"}
+    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat"}
     paintings = []
     for columns in ({"seed": 1, "batch_size": 6}, *({"seed": 1 + index} for index in range(6))):
         plan = make_plan(Job.from_row(row | columns), native_size=engine.native_size, random_seed=0)

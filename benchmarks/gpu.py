@@ -44,9 +44,10 @@ EAGER, AS_GRAPH = "diffusers, eager", "diffusers' kernels as one CUDA graph"
 
 
 def plan(*, with_reference: bool = False, edge: int = EDGE, **columns: Any) -> Plan:
-    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat", "seed": 1}
+    user = uuid4()
+    row = {"id": uuid4(), "user_id": user, "claims": 1, "job_type": "sdxl_image_high", "prompt": "a cat", "seed": 1}
     if with_reference:
-        row["reference_image_path"] = "u/x.png"
+        row |= {"reference_image_path": f"{user}/x.png", "reference_strength": 0.5}
     size = (edge, edge) if with_reference else None
     return make_plan(Job.from_row(row | columns), native_size=edge, random_seed=0, reference_size=size)
 

@@ -100,9 +100,9 @@ def exhibits(reference: Image.Image, wide: Image.Image) -> Iterator[tuple[str, s
 
 def paint(engine: Engine, exhibit: Exhibit) -> list[tuple[Image.Image, str]]:
     """Each image with its caption."""
-    row = {"id": NOBODY, "user_id": NOBODY, "attempts": 1, "job_type": "sdxl_image_high"} | exhibit.columns
+    row = {"id": NOBODY, "user_id": NOBODY, "claims": 1, "job_type": "sdxl_image_high"} | exhibit.columns
     if exhibit.reference:
-        row["reference_image_path"] = "-"
+        row["reference_image_path"] = f"{NOBODY}/x.png"
     job, reference = Job.from_row(row), exhibit.reference
     size = reference.size if reference else None
     plan = make_plan(job, native_size=engine.native_size, random_seed=0, reference_size=size)

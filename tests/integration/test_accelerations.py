@@ -24,6 +24,7 @@ from ourvidz_sdxl.job import Job
 from ourvidz_sdxl.plan import FewStep, I2IMode, Plan, make_plan
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-sdxl"
+USER = "22222222-2222-4222-8222-222222222222"
 EDGE = 128
 LORA = FewStep(lora="few", steps=8)
 INTERVALS = {"beginning": (0.0, 0.4), "middle": (0.3, 0.8), "end": (0.6, 1.0), "nowhere": (0.0, 0.05)}
@@ -44,7 +45,7 @@ def rows(engine: SdxlEngine) -> Iterator[list[int]]:
 
 
 def plan(interval: tuple[float, float] = (0, 1), *, few_step: FewStep | None = None, **columns: Any) -> Plan:
-    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "prompt": "a red circle", "seed": 1}
+    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "prompt": "a red circle", "seed": 1}
     return make_plan(
         Job.from_row(row | columns),
         native_size=EDGE,
@@ -99,7 +100,9 @@ def denoised(engine: SdxlEngine, asked: Plan, given: Image.Image | None) -> torc
 
 
 @pytest.mark.parametrize("ends", INTERVALS.values(), ids=INTERVALS)
-@pytest.mark.parametrize("columns", [{}, {"reference_image_path": "u/x.png", "reference_strength": 0.3}], ids=["text", "image"])
+@pytest.mark.parametrize(
+    "columns", [{}, {"reference_image_path": f"{USER}/x.png", "reference_strength": 0.3}], ids=["text", "image"]
+)
 def test_guidance_is_on_in_the_interval_alone_and_costs_nothing_outside(
     engine: SdxlEngine, rows: list[int], ends: tuple[float, float], columns: dict[str, Any]
 ) -> None:
@@ -190,7 +193,7 @@ def test_few_steps_are_eulers_with_the_loras_unet_and_trailing_timesteps(lora: P
 
 def test_a_reference_is_modified_in_few_steps_too(lora: Path) -> None:
     both = SdxlEngine.load(MODEL, lora)
-    asked = plan(few_step=LORA, job_type="sdxl_image_fast", reference_image_path="u/x.png", reference_strength=0.5)
+    asked = plan(few_step=LORA, job_type="sdxl_image_fast", reference_image_path=f"{USER}/x.png", reference_strength=0.5)
     assert asked.mode is I2IMode.MODIFY
     told: list[tuple[int, int]] = []
     both.paint(asked, reference(), lambda done, total: told.append((done, total)))

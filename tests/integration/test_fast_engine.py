@@ -23,7 +23,8 @@ from ourvidz_sdxl.job import Job, Scheduler
 from ourvidz_sdxl.plan import Plan, make_plan
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-sdxl"
-REFERENCE: dict[str, Any] = {"reference_image_path": "u/x.png"}
+USER = "22222222-2222-4222-8222-222222222222"
+REFERENCE: dict[str, Any] = {"reference_image_path": f"{USER}/x.png", "reference_strength": 0.5}
 JOBS: dict[str, dict[str, Any]] = {
     "batch of 3": {"batch_size": 3},
     "no guidance": {"guidance_scale": 1.0},
@@ -45,7 +46,7 @@ def reference(edge: int) -> Image.Image:
 
 
 def plan(edge: int, **columns: Any) -> Plan:
-    row = {"id": uuid4(), "user_id": uuid4(), "claims": 1, "job_type": "sdxl_image_high", "steps": 8, "seed": 1}
+    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "steps": 8, "seed": 1}
     size = (edge, edge) if "reference_image_path" in columns else None
     return make_plan(Job.from_row({"prompt": "a red circle"} | row | columns), native_size=edge, random_seed=0, reference_size=size)
 

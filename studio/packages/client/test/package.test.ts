@@ -11,7 +11,7 @@ import { build } from 'esbuild'
 import { finallyDo, startSupabase, startWorker } from './harness.ts'
 
 const PACKAGE = join(import.meta.dirname, '..')
-const MAX_BYTES = 7 * 1024
+const MAX_BYTES = 7.5 * 1024
 
 /** What a bundler makes of it for a browser. */
 async function bundle(code: string): Promise<string> {
@@ -27,7 +27,7 @@ async function bundle(code: string): Promise<string> {
   return outputFiles[0]?.text ?? ''
 }
 
-test('all of it weighs less than 7 KB, compressed, and asks for nothing of Node', async (t) => {
+test('all of it weighs less than 7.5 KB, compressed, and asks for nothing of Node', async (t) => {
   const text = await bundle("export * from '@ourvidz/sdxl-client'")
   const bytes = gzipSync(text, { level: 9 }).length
   t.diagnostic(`${bytes} bytes`)
