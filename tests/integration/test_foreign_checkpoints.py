@@ -362,7 +362,7 @@ def test_the_operators_settings_reach_the_scheduler() -> None:
     assert (config["prediction_type"], config["timestep_spacing"]) == ("v_prediction", "trailing")
 
 
-def test_the_fast_engine_takes_a_file_whose_prediction_the_operator_settles(tmp_path: Path, tensors: Tensors) -> None:
+def test_a_file_whose_prediction_the_operator_settles_loads_and_has_its_fingerprint(tmp_path: Path, tensors: Tensors) -> None:
     path = tmp_path / "model.safetensors"
     save_file(tensors | {"ztsnr": torch.zeros(1)}, path, {"format": "pt"})
     asked = settings(model_path=path, prediction_type="v_prediction", timestep_spacing="linspace")
