@@ -78,7 +78,8 @@ def test_jobs_survive_a_worker_whose_gpu_fails_each_of_them(supabase: EmbeddedSu
 def test_a_faulty_worker_is_started_again_and_given_up_in_the_end(
     supabase: EmbeddedSupabase, db: Database, user: User, proof: str | None
 ) -> None:
-    target, settings = "given-up", {"stub_raises": "BlankImage"} | ({"stub_proof": proof} if proof else {})
+    target = "given-up"
+    settings: dict[str, Any] = {"stub_raises": "BlankImage"} | ({"stub_proof": proof} if proof else {})
     with WorkerProcess(supabase, SUPERVISED_STUB, target_worker=target, worker_id="bad", **settings) as worker:
         insert_jobs(user, target)
         worker.wait_for("gpu_given_up")
