@@ -102,14 +102,16 @@ def test_strength_0_paints_bit_for_bit_what_no_reference_gives(
     edge = engines[0].native_size
     columns = {"scheduler": scheduler, "batch_size": 3, "steps": 5, "negative_prompt": "blue"}
     for engine in engines:
-        with_reference = engine.paint(plan(edge, **columns, **REFERENCE, reference_strength=0.0), reference(edge), lambda *_: None)
+        with_reference = engine.paint(
+            plan(edge, **columns, **(REFERENCE | {"reference_strength": 0.0})), reference(edge), lambda *_: None
+        )
         assert with_reference == engine.paint(plan(edge, **columns), None, lambda *_: None)
 
 
 @pytest.mark.parametrize("strength", [0.8, 0.9, 0.71, 0.29])
 @pytest.mark.parametrize("steps", [15, 25])
 def test_both_paint_as_many_steps_as_the_plan_says(engines: tuple[FastEngine, SdxlEngine], steps: int, strength: float) -> None:
-    asked = plan(engines[0].native_size, steps=steps, **REFERENCE, reference_strength=strength)
+    asked = plan(engines[0].native_size, steps=steps, **(REFERENCE | {"reference_strength": strength}))
     told: list[tuple[int, int]] = []
     for engine in engines:
         engine.paint(asked, reference(engine.native_size), lambda done, total: told.append((done, total)))
