@@ -75,7 +75,7 @@ class JobMetadata(BaseModel):
 
 
 class Job(BaseModel):
-    """What the worker reads of a job. The bounds repeat the database's constraints, for rows written around them.
+    """Columns of a job that the worker reads. The bounds repeat the database's constraints, for rows written around them.
 
     A test compares both on generated rows.
     """

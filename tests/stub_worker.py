@@ -8,9 +8,9 @@ hang                never takes its second step
 busy                computes on in Python, so that no other thread gets the interpreter for long
 die                 the process kills itself
 
-STUB_RAISES=<ErrorName> in the environment makes every job fail so, STUB_PROOF=<ErrorName> every proof after one, and
+STUB_RAISES=<ErrorName> in the environment makes every job fail so, STUB_PROOF=<ErrorName> every proof painting, and
 STUB_DIES_AT_START is for a GPU on which nothing comes up;
-with either, the supervisor makes no pauses. With --supervised it runs under the supervisor, as
+with STUB_RAISES or STUB_DIES_AT_START the supervisor makes no pauses. With --supervised it runs under the supervisor, as
 `worker.py run` does.
 """
 

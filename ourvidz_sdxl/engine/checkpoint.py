@@ -206,7 +206,7 @@ def _check_name(path: Path, otherwise: str) -> None:
 
 
 def _has(header: Header, landmark: str) -> bool:
-    """Whether the file has the part that `landmark` stands for, under any of its names.
+    """True if the file has the part that `landmark` stands for, under any of its names.
 
     `original_names.file_sources` knows all names of a part, and the load checks each tensor.
     """
