@@ -150,7 +150,11 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(20)
 
     async def _start(self) -> None:
-        self._session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=120))
+        self._session = aiohttp.ClientSession(
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=120),
+            connector=aiohttp.TCPConnector(force_close=True),  # the server may just have closed one kept alive
+        )
         app = web.Application(client_max_size=1 << 28)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)

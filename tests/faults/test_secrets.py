@@ -90,7 +90,7 @@ JOBS: dict[str, tuple[dict[str, object], str | None]] = {
     "a library repeats the prompt": (asked_for("aloud"), None),
     "an error repeats the prompt": (asked_for("broken"), "unknown_error"),
     "the database refuses the end, and repeats the row": (asked_for("refused", seed=1), "supabase_refused"),
-    "Storage refuses the upload": (asked_for("stored", job_type="sdxl_image_high"), "upload_failed"),
+    "Storage refuses the upload": (asked_for("stored", job_type="sdxl_image_high"), "upload_refused"),
     "the reference is nowhere": (asked_for("shown", reference_image_url=REFERENCE, reference_strength=0.5), "invalid_reference"),
     "the reference is nowhere, and not needed": (
         asked_for("shown", reference_image_url=REFERENCE, reference_strength=0.5, fallback_to_text=True),
@@ -256,6 +256,7 @@ def row(supabase: EmbeddedSupabase) -> dict[str, Any]:
         "user_id": str(uuid4()),
         "claims": 1,
         "reference_image_url": REFERENCE,
+        "reference_strength": 0.5,
         "negative_preset": NEGATIVE,
         "enhanced_prompt": ENHANCED,
     }

@@ -10,8 +10,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.errors import DeadlockDetected
 from psycopg.rows import DictRow, dict_row
 from supabase import Client, ClientOptions, create_client
+from tenacity import Retrying, retry_if_exception_type
 
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.processes import TIMEOUT_SECONDS, WorkerProcess, scratch_supabase
@@ -29,7 +31,9 @@ def supabase() -> Iterator[EmbeddedSupabase]:
 def db(supabase: EmbeddedSupabase) -> Iterator[Database]:
     """A superuser's connection, for looking and for playing the database's part. Starts with an empty queue."""
     with psycopg.connect(supabase.db_url, autocommit=True, row_factory=dict_row) as connection:
-        connection.execute("truncate public.jobs cascade")
+        for attempt in Retrying(retry=retry_if_exception_type(DeadlockDetected)):  # with a worker's claim
+            with attempt:
+                connection.execute("truncate public.jobs cascade")
         yield connection
 
 

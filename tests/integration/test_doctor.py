@@ -15,11 +15,12 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
 
-from ourvidz_sdxl.doctor import machine
+from ourvidz_sdxl.doctor import examine, machine
 from ourvidz_sdxl.doctor.finding import State
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.settings import Settings
@@ -27,15 +28,6 @@ from tests.fault_proxy import FaultProxy
 from tests.processes import TINY_MODEL, environ, scratch_supabase
 
 CHECKS = ["settings", "key", "address", "queue functions", "buckets", "realtime", "clock", "model", "gpu", "disk", "image check"]
-WORKER = [sys.executable, str(ROOT / "worker.py")]
-# A machine whose clock is an hour ahead.
-AN_HOUR_AHEAD = """
-import sys, time
-now = time.time
-time.time = lambda: now() + 3600
-import worker
-sys.exit(worker.main(sys.argv[1:]))
-"""
 FUNCTION = "public.claim_jobs(text, text, text[], uuid, integer, integer)"
 
 # A trigger of the project's own, as pg-safeupdate answers it; the server here does not have that extension.
@@ -71,10 +63,9 @@ def patient(own_supabase: EmbeddedSupabase, tmp_path: Path) -> Patient:
     return Patient(supabase=own_supabase, folder=tmp_path)
 
 
-def doctor(supabase: EmbeddedSupabase, *arguments: str, command: list[str] = WORKER, **settings: object) -> tuple[int, str]:
-    done = subprocess.run(
-        [*command, "doctor", *arguments], env=environ(supabase, **settings), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def doctor(supabase: EmbeddedSupabase, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, str(ROOT / "worker.py"), "doctor", *arguments]
+    done = subprocess.run(command, env=environ(supabase), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stderr == "", "no traceback, no warning"
     return done.returncode, done.stdout
 
@@ -208,6 +199,13 @@ def single_file(path: Path) -> Path:
 
 
 @contextmanager
+def a_clock_an_hour_ahead(_: Patient) -> Iterator[Mapping[str, object]]:
+    now = time.time
+    with mock.patch("time.time", side_effect=lambda: now() + 3600):
+        yield {}
+
+
+@contextmanager
 def a_full_disk(patient: Patient) -> Iterator[Mapping[str, object]]:
     """A file system of 64 MB, nearly full of the model."""
     volume = patient.folder / "volume"
@@ -227,7 +225,6 @@ class Fault:
     check: str
     words: str
     mend: str
-    command: tuple[str, ...] = tuple(WORKER)
 
 
 FAULTS = {
@@ -348,11 +345,10 @@ FAULTS = {
         plant=on_the_way(lambda proxy: proxy.swallow("wake")), check="realtime", words="did not come back", mend="Realtime's logs"
     ),
     "a clock that is wrong": Fault(
-        plant=with_setting(),
+        plant=a_clock_an_hour_ahead,
         check="clock",
         words="3600 s ahead of the database's",
         mend="timedatectl set-ntp true",
-        command=(sys.executable, "-c", AN_HOUR_AHEAD),
     ),
     "a model that was cut off": Fault(
         plant=a_model_that_was_cut_off, check="model", words="cut off", mend="copy or download the model again"
@@ -372,10 +368,12 @@ STOPS_AT = {"settings": CHECKS[1:], "address": CHECKS[3:7]}  # what cannot be lo
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found_with_its_mend(patient: Patient, name: str) -> None:
+def test_a_planted_fault_is_found_with_its_mend(patient: Patient, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fault = FAULTS[name]
     with fault.plant(patient) as settings:
-        status, told = doctor(patient.supabase, "--json", command=[*fault.command], **settings)
+        status = examine(environ(patient.supabase, **settings), as_json=True)
+    told, said = capsys.readouterr()
+    assert said == "", "no traceback, no warning"
     found = findings(told)
     assert status == 1
     assert fault.words in found[fault.check]["words"]

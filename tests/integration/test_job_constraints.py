@@ -85,8 +85,12 @@ COLUMNS: dict[str, st.SearchStrategy[Any]] = {
 ROWS = st.lists(st.sampled_from(sorted(COLUMNS)), max_size=5, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: st.none() | COLUMNS[name] for name in names}).map(lambda some: GOOD | some)
 )
-PAIRS = ["width", "height", "reference_image_url", "reference_image_path", "reference_strength", "exact_copy_mode"]
-PAIRED = st.fixed_dictionaries({}, optional={name: COLUMNS[name] for name in PAIRS}).map(lambda some: GOOD | some)
+SIZE_AND_REFERENCE = ["width", "height", "reference_image_url", "reference_image_path", "reference_strength", "exact_copy_mode"]
+SCHEDULE = ["scheduler", "steps"]
+TOGETHER = [
+    st.fixed_dictionaries({}, optional={name: COLUMNS[name] for name in names}).map(lambda some: GOOD | some)
+    for names in (SIZE_AND_REFERENCE, SCHEDULE)
+]
 
 
 def constraints(db: Database) -> dict[str, str]:
@@ -115,7 +119,7 @@ def test_the_worker_refuses_the_jobs_that_the_database_refuses_and_no_others(db:
     met: set[str] = set()
 
     @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
-    @given(ROWS | PAIRED)
+    @given(st.one_of(ROWS, *TOGETHER))
     def compare(row: dict[str, Any]) -> None:
         answer = db.execute(broken, [Jsonb(row)], prepare=True).fetchone()
         assert answer
