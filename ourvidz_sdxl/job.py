@@ -86,6 +86,8 @@ class Job(BaseModel):
     user_id: UUID
     job_type: JobType
     claims: Annotated[int, Field(ge=1)]
+    attempts: int = 1  # this one included
+    max_attempts: int = 1
     prompt: Annotated[str, Field(max_length=4000, repr=False)] = ""
     negative_prompt: Annotated[str, Field(max_length=4000, repr=False)] = ""
     negative_preset: Annotated[str, Field(repr=False)] = ""

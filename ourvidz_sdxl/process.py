@@ -139,7 +139,8 @@ def process(claimed: Claimed, tools: Tools) -> None:
 def prepare(job: Job, tools: Tools) -> Prepared:
     """Checks the texts, fetches the reference, enhances the prompt, makes the plan, encodes the prompts while another job paints.
 
-    Raises ContentRefused or ReferenceInvalid; the latter only where the job does not want to be painted from its text then.
+    Raises ContentRefused or ReferenceInvalid; the latter where the job does not want to be painted from its text then, and
+    where another attempt may still reach the reference.
     """
     texts = {"prompt": job.prompt, NEGATIVE: job.negative_prompt}
     check_text(texts, tools.settings.content_policy)
@@ -148,7 +149,8 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     try:
         reference = load_reference(job, tools.storage, lambda code, message: warnings.append({"code": code, "message": message}))
     except ReferenceInvalid as error:
-        if not job.fallback_to_text or is_blank(job.prompt):
+        may_be_reached_later = error.retryable and job.attempts < job.max_attempts
+        if may_be_reached_later or not job.fallback_to_text or is_blank(job.prompt):
             raise
         warnings.append({"code": "reference_dropped", "message": f"Painted from the prompt alone. {error.user_message}"})
         log.warning("reference_dropped", reason=str(error))

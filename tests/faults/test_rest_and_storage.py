@@ -118,6 +118,24 @@ def test_a_reference_that_storage_gives_late(
     assert_it_ended_once(db, user, job["id"])
 
 
+@pytest.mark.parametrize(("attempts_refused", "warned"), [(1, []), (2, ["reference_dropped"])])
+def test_a_reference_is_dropped_only_when_the_last_attempt_does_not_reach_it_either(
+    db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess, attempts_refused: int, warned: list[str]
+) -> None:
+    from tests.integration.test_worker import reference_picture, upload_reference
+
+    path = upload_reference(user, reference_picture())
+    proxy.answer(DOWNLOAD, 503)
+    job = user.insert(target_worker=TARGET, reference_image_path=path, reference_strength=0.5, fallback_to_text=True)
+    db.execute("update public.jobs set max_attempts = 2 where id = %s", (job["id"],))
+    worker.wait_for("generation_error", job_id=job["id"], error_code="invalid_reference")
+    if attempts_refused == 1:
+        proxy.heal()
+    worker.wait_for("job_completed", job_id=job["id"])
+    row = user.job(job["id"])
+    assert ([warning["code"] for warning in row["warnings"]], row["attempts"]) == (warned, 2)
+
+
 NO_SPACE: dict[str, object] = {"statusCode": "500", "error": "Internal", "message": "write: no space left on device"}
 DISK_FULL: dict[str, object] = {"code": "53100", "message": "could not extend file: No space left on device"}
 
