@@ -30,6 +30,7 @@ RUN pip install --no-cache-dir --requirement ${REQUIREMENTS}
 
 COPY models/tiny-sdxl models/tiny-sdxl
 COPY deploy/image/entrypoint.py worker.py handler.py ./
+COPY supabase/migrations supabase/migrations
 COPY ourvidz_sdxl ourvidz_sdxl
 RUN python -m compileall -q .
 

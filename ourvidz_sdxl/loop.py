@@ -81,7 +81,8 @@ class Worker:
             enhancer=enhancer,
             image_check=image_check,
         )
-        self._facts = {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model, **(more_facts or {})}
+        what_paints = {"engine": engine.choice.name, "engine_note": engine.choice.note}
+        self._facts = {"gpu": engine.gpu, "vram_mb": engine.vram_mb, "model": engine.model, **what_paints, **(more_facts or {})}
         self._lifeline = Lifeline(self._sign, self.stop, pipe_from_environment())
         self._leases: dict[UUID, Lease] = {}
         self._lock = threading.Lock()
@@ -163,9 +164,8 @@ class Worker:
         for job_type in settings.job_types:  # what did not happen yet is 0 and not absent
             JOBS.labels(job_type, Outcome.COMPLETED, "")
             IMAGES.labels(job_type)
-        INFO.labels(settings.worker_id, __version__, settings.target_worker, engine.model, engine.model_hash, engine.gpu or "").set(
-            1
-        )
+        of_engine = (engine.model, engine.model_hash, engine.gpu or "", engine.choice.name)
+        INFO.labels(settings.worker_id, __version__, settings.target_worker, *of_engine).set(1)
 
     def _claim_what_fits(self) -> float | None:
         """Claims until the lanes are full or the queue is empty; returns when to ask again at the latest, in seconds."""
@@ -265,17 +265,18 @@ class Worker:
         )
 
     def _keep_house(self) -> None:
-        """Says that this worker lives, and removes what no job will publish and what was kept long enough."""
+        """Says that this worker lives, deletes what was kept long enough, and removes the objects that no row shows any more."""
         while not self._over.is_set():
             state = "draining" if self._stopping.is_set() else "ready"
             report(self._queue, state, self._facts | {"idle_seconds": self._idle_seconds()})
-            for event, named in (("orphans_removed", self._queue.sweep_orphans), ("old_jobs_removed", self._queue.retire_jobs)):
-                try:
-                    for bucket, paths in named().items():
-                        self._storage.remove(bucket, paths)
-                        log.info(event, bucket=bucket, objects=len(paths))
-                except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
-                    log.warning("not_removed", reason=str(error))
+            try:
+                if jobs := self._queue.retire_jobs():
+                    log.info("old_jobs_deleted", jobs=jobs)
+                for bucket, paths in self._queue.sweep_orphans().items():
+                    self._storage.remove(bucket, paths)
+                    log.info("objects_removed", bucket=bucket, objects=len(paths))
+            except (SupabaseUnavailable, SupabaseRefused, UploadFailed) as error:
+                log.warning("not_removed", reason=str(error))
             self._over.wait(self._settings.heartbeat_seconds)
 
     def _drain(self) -> None:

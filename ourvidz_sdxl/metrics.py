@@ -118,7 +118,7 @@ READY = Gauge("sdxl_worker_ready", "1 while the worker takes jobs, as /ready say
 INFO = Gauge(
     "sdxl_worker_info",
     "Always 1; the labels say what runs here.",
-    ["worker", "version", "target_worker", "model", "model_hash", "gpu_name"],
+    ["worker", "version", "target_worker", "model", "model_hash", "gpu_name", "engine"],
     registry=REGISTRY,
 )
 

@@ -24,6 +24,7 @@ from ourvidz_sdxl.encode import describe, encode, thumbnail
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.enhance import EnhancementFailed, Enhancer
 from ourvidz_sdxl.errors import (
+    ContentRefused,
     GpuUnusable,
     JobCancelled,
     JobInvalid,
@@ -57,6 +58,7 @@ log = structlog.get_logger()
 
 # What Python and libraries raise for the arguments they are given.
 DETERMINISTIC = (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError)
+ASKED_WRONGLY = (JobInvalid, ReferenceInvalid, ContentRefused)  # a user's fault: one line of log says it all
 LOST = "lost"  # what the figures call the end of an attempt whose job is not this worker's any more
 MAX_UPLOADS = 6  # of one job at a time: all images of the largest batch, since each upload mostly waits
 
@@ -139,8 +141,8 @@ def process(claimed: Claimed, tools: Tools) -> None:
 def prepare(job: Job, tools: Tools) -> Prepared:
     """Checks the texts, fetches the reference, enhances the prompt, makes the plan, encodes the prompts while another job paints.
 
-    Raises ContentRefused or ReferenceInvalid; the latter where the job does not want to be painted from its text then, and
-    where another attempt may still reach the reference.
+    Raises ContentRefused; and ReferenceInvalid or SupabaseUnavailable where the job does not want to be painted from its text
+    then, or where another attempt may still reach the reference.
     """
     texts = {"prompt": job.prompt, NEGATIVE: job.negative_prompt}
     check_text(texts, tools.settings.content_policy)
@@ -148,7 +150,7 @@ def prepare(job: Job, tools: Tools) -> Prepared:
     reference = enhanced_prompt = None
     try:
         reference = load_reference(job, tools.storage, lambda code, message: warnings.append({"code": code, "message": message}))
-    except ReferenceInvalid as error:
+    except (ReferenceInvalid, SupabaseUnavailable) as error:
         may_be_reached_later = error.retryable and job.attempts < job.max_attempts
         if may_be_reached_later or not job.fallback_to_text or is_blank(job.prompt):
             raise
@@ -336,7 +338,10 @@ def end_failed(lease: Lease, error: Exception, queue: Queue, passes_proof: Calla
     else:
         outcome = Outcome.RETRY if known.retryable else Outcome.FAILED
     finish(queue, lease, outcome, error={"code": known.code, "message": known.user_message})
-    log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
+    if isinstance(known, ASKED_WRONGLY) and known.__cause__ is None:
+        log.warning("generation_error", error_code=known.code, outcome=outcome, reason=known.user_message)
+    else:
+        log.error("generation_error", error_code=known.code, outcome=outcome, exc_info=error)
     QUALITY_EVENTS.labels("generation_error").inc()
     return outcome, known.code
 

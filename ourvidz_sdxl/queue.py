@@ -191,18 +191,15 @@ class Queue:
         self._rpc("report_worker", arguments, patience_seconds=patience_seconds)
 
     def sweep_orphans(self) -> dict[str, list[str]]:
-        """Objects that no job will ever publish: paths by bucket. Empty, too, when another worker has just asked."""
-        return self._paths_by_bucket("sweep_orphans", {})
-
-    def retire_jobs(self, limit: int = 200) -> dict[str, list[str]]:
-        """Deletes up to `limit` jobs that are older than the database keeps them; returns their objects as `sweep_orphans` does."""
-        return self._paths_by_bucket("retire_jobs", {"p_limit": limit})
-
-    def _paths_by_bucket(self, function: str, arguments: dict[str, Any]) -> dict[str, list[str]]:
+        """Objects that no row shows any more: paths by bucket. Empty, too, when another worker has just asked."""
         paths: dict[str, list[str]] = {}
-        for row in self._rpc(function, arguments):
+        for row in self._rpc("sweep_orphans", {}):
             paths.setdefault(row["bucket"], []).append(row["path"])
         return paths
+
+    def retire_jobs(self, limit: int = 200) -> int:
+        """Deletes up to `limit` jobs that are older than the database keeps them; returns how many."""
+        return int(self._rpc("retire_jobs", {"p_limit": limit}))
 
     def _ends(self, asked_at: float) -> float:
         """When a lease that was asked for then counts as over here: before the database thinks so."""

@@ -14,6 +14,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from ourvidz_sdxl import __version__, metrics, tracing
 from ourvidz_sdxl.connection import connect
+from ourvidz_sdxl.doctor import refuse_what_waiting_will_not_mend
 from ourvidz_sdxl.download import fetch_model
 from ourvidz_sdxl.engine import Engine, FastOptions, load_engine
 from ourvidz_sdxl.engine.prediction import ScheduleSettings
@@ -32,8 +33,8 @@ log = structlog.get_logger()
 def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
     """Fetches it where MODEL_URL says whence, and loads it; once more after a pause if that fails: a volume may still be coming.
 
-    Raises ModelMissing (ModelNotDownloaded is one) or ModelInvalid the second time, and GpuUnusable or OutOfMemory at once;
-    `public.workers` then says so too.
+    Raises SettingsInvalid at once for a Supabase that no waiting will make usable, ModelMissing (ModelNotDownloaded is one) or
+    ModelInvalid the second time, and GpuUnusable or OutOfMemory; `public.workers` then says so too.
     """
     queue = Queue(connect(settings), settings)
 
@@ -48,7 +49,6 @@ def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
         log.info("model_loaded", model=engine.model, seconds=round(time.monotonic() - started, 2))
         return engine
 
-    say_starting()
     retrying = Retrying(
         retry=retry_if_exception_type((ModelMissing, ModelInvalid)),
         wait=wait_fixed(settings.model_retry_seconds),
@@ -57,6 +57,8 @@ def load_model(settings: Settings, load: Callable[[], Engine]) -> Engine:
         reraise=True,
     )
     try:
+        refuse_what_waiting_will_not_mend(settings)
+        say_starting()
         fetch_model(settings, on_progress=say_starting)
         return retrying(load_in_time)
     except WorkerError as error:

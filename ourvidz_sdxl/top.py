@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import httpx
 from postgrest.exceptions import APIError
@@ -22,6 +22,8 @@ PATIENCE_SECONDS = 5.0  # with one look at the queue, so that a Supabase that ha
 MAX_WORKERS = 200  # that are asked for; those who live come first
 OTHER_LINES = 8  # of the screen: headings, and the line at the bottom
 SLOW_WAIT_SECONDS = 60.0
+GAP = 2  # between columns
+CUT_WIDTH = 24
 
 Row = Mapping[str, Any]
 COLOURS = {"ready": "green", "starting": "yellow", "draining": "yellow", "failed": "red", "stopped": "dim"}
@@ -39,7 +41,8 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = (options.height or options.max_height or 50) - len(self.queues) - OTHER_LINES if options.is_terminal else MAX_WORKERS
-        yield Group(queue_table(self.queues), Text(), fleet_table(self.workers, max(3, room)), self._last_line())
+        width = options.max_width
+        yield Group(queue_table(self.queues, width), Text(), fleet_table(self.workers, max(3, room), width), self._last_line())
 
     def _last_line(self) -> Text:
         if not self.problem:
@@ -99,61 +102,101 @@ def in_words(error: APIError | httpx.HTTPError) -> str:
     return f"Supabase answers {error.code}"
 
 
-def queue_table(queues: Sequence[Row]) -> Table:
-    table = Table(title="queue", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("target", style="bold")
-    times = ("oldest", "wait p50", "wait p95", "run p50")
-    for name in ("waiting", "put off", "running", "workers", "coming", *times, "done/h", "failed/h", "cancelled/h"):
-        table.add_column(name, justify="right")
-    table.add_column("RunPod", no_wrap=True, overflow="ellipsis", style="bold red")
-    for row in queues:
-        oldest = row["oldest_waiting_seconds"]
-        stands = row["waiting"] and not row["live_workers"]
-        table.add_row(
-            row["target_worker"],
-            Text(str(row["waiting"]), style="bold red" if stands else ""),
-            str(row["delayed"]),
-            str(row["running"]),
-            Text(str(row["live_workers"]), style="bold red" if stands else ""),
-            str(row["starting_workers"]),
-            Text(span(oldest), style="yellow" if (oldest or 0) > SLOW_WAIT_SECONDS else ""),
-            span(row["wait_seconds_p50"]),
-            span(row["wait_seconds_p95"]),
-            span(row["run_seconds_p50"]),
-            str(row["completed_last_hour"]),
-            Text(str(row["failed_last_hour"]), style="red" if row["failed_last_hour"] else ""),
-            str(row["cancelled_last_hour"]),
-            row["runpod_error"] or "",
-        )
-    if not queues:
-        table.add_row(Text("no jobs yet", style="dim"))
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """`rank` says which go first where the screen is narrow: the highest."""
+
+    name: str
+    rank: int
+    cell: Callable[[Row], str | Text]
+    right: bool = True
+    cut: bool = False
+
+
+def warned(text: object, style: str, when: object) -> Text:
+    return Text(str(text), style=style if when else "")
+
+
+def stands(row: Row) -> bool:
+    return bool(row["waiting"] and not row["live_workers"])
+
+
+def state_of(row: Row) -> str:
+    return str(row["state"] if row["is_live"] or row["state"] in ("stopped", "failed") else "gone")
+
+
+QUEUE = (
+    Column(name="target", rank=0, cell=lambda row: Text(row["target_worker"], style="bold"), right=False),
+    Column(name="waiting", rank=0, cell=lambda row: warned(row["waiting"], "bold red", stands(row))),
+    Column(name="put off", rank=5, cell=lambda row: str(row["delayed"])),
+    Column(name="running", rank=1, cell=lambda row: str(row["running"])),
+    Column(name="workers", rank=0, cell=lambda row: warned(row["live_workers"], "bold red", stands(row))),
+    Column(name="coming", rank=2, cell=lambda row: str(row["starting_workers"])),
+    Column(
+        name="oldest",
+        rank=1,
+        cell=lambda row: warned(
+            span(row["oldest_waiting_seconds"]), "yellow", (row["oldest_waiting_seconds"] or 0) > SLOW_WAIT_SECONDS
+        ),
+    ),
+    Column(name="wait p50", rank=7, cell=lambda row: span(row["wait_seconds_p50"])),
+    Column(name="wait p95", rank=6, cell=lambda row: span(row["wait_seconds_p95"])),
+    Column(name="run p50", rank=8, cell=lambda row: span(row["run_seconds_p50"])),
+    Column(name="done/h", rank=4, cell=lambda row: str(row["completed_last_hour"])),
+    Column(name="failed/h", rank=2, cell=lambda row: warned(row["failed_last_hour"], "red", row["failed_last_hour"])),
+    Column(name="cancelled/h", rank=9, cell=lambda row: str(row["cancelled_last_hour"])),
+    Column(name="RunPod", rank=3, cell=lambda row: Text(row["runpod_error"] or "", style="bold red"), right=False, cut=True),
+)
+FLEET = (
+    Column(name="worker", rank=0, cell=lambda row: row["id"], right=False, cut=True),
+    Column(name="target", rank=3, cell=lambda row: row["target_worker"], right=False),
+    Column(name="state", rank=0, cell=lambda row: Text(state_of(row), style=COLOURS.get(state_of(row), "red")), right=False),
+    Column(name="jobs", rank=1, cell=lambda row: str(row["running"])),
+    Column(name="seen", rank=1, cell=lambda row: span(row["seen_seconds_ago"])),
+    Column(name="GPU", rank=2, cell=lambda row: row["gpu"] or "CPU", right=False, cut=True),
+    Column(name="model", rank=6, cell=lambda row: row["model"] or "", right=False, cut=True),
+    Column(name="engine", rank=5, cell=lambda row: row["engine"] or "", right=False),
+    Column(name="why not faster", rank=7, cell=lambda row: Text(row["engine_note"] or "", style="dim"), right=False, cut=True),
+    Column(name="version", rank=8, cell=lambda row: row["version"], right=False),
+    Column(name="last error", rank=0, cell=lambda row: Text(row["error"] or "", style="dim"), right=False, cut=True),
+)
+
+
+def fitted(title: str, columns: Sequence[Column], rows: Sequence[Row], width: int, more: str) -> Table:
+    """As many of the columns as the width has room for; those that may be cut have CUT_WIDTH of it at least.
+
+    `more` is the last line.
+    """
+    cells = {column.name: [column.cell(row) for row in rows] for column in columns}
+    whole = {name: max(len(text) for text in (name, *texts)) for name, texts in cells.items()}
+    least = {column.name: min(whole[column.name], CUT_WIDTH) if column.cut else whole[column.name] for column in columns}
+    shown = [column for column in columns if not column.cut or column.rank == 0 or any(cells[column.name])]
+    while (spare := width - sum(least[column.name] + GAP for column in shown)) < 0:
+        last = max(shown, key=lambda column: column.rank)
+        if not last.rank:
+            break
+        shown.remove(last)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for column in shown:
+        more_width = max(0, min(spare, whole[column.name] - least[column.name]))
+        spare -= more_width
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        fixed = least[column.name] + more_width
+        table.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis", width=fixed)
+    for index, row in enumerate(rows):
+        table.add_row(*(cells[column.name][index] for column in shown), style="" if row.get("is_live", True) else "dim")
+    table.caption, table.caption_justify = more, "left"
     return table
 
 
-def fleet_table(workers: Sequence[Row], room: int) -> Table:
-    table = Table(title="fleet", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("worker", "target", "state", "jobs", "seen", "GPU", "model", "version", "last error"):
-        table.add_column(name, justify="right" if name in ("jobs", "seen") else "left", no_wrap=True, overflow="ellipsis")
+def queue_table(queues: Sequence[Row], width: int) -> Table:
+    return fitted("queue", QUEUE, queues, width, "" if queues else "no jobs yet")
+
+
+def fleet_table(workers: Sequence[Row], room: int, width: int) -> Table:
     shown = workers if len(workers) <= room else workers[: room - 1]
-    for row in shown:
-        state = row["state"] if row["is_live"] or row["state"] in ("stopped", "failed") else "gone"
-        table.add_row(
-            row["id"],
-            row["target_worker"],
-            Text(state, style=COLOURS.get(state, "red")),
-            str(row["running"]),
-            span(row["seen_seconds_ago"]),
-            row["gpu"] or "CPU",
-            row["model"] or "",
-            row["version"],
-            Text(row["error"] or "", style="dim"),
-            style="" if row["is_live"] else "dim",
-        )
-    if len(shown) < len(workers):
-        table.add_row(Text(f"and {len(workers) - len(shown)} more", style="dim"))
-    if not workers:
-        table.add_row(Text("no worker yet", style="dim"))
-    return table
+    more = f"and {len(workers) - len(shown)} more" if len(shown) < len(workers) else "" if workers else "no worker yet"
+    return fitted("fleet", FLEET, shown, width, more)
 
 
 def span(seconds: float | None) -> str:

@@ -13,7 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-TIMEOUT_SECONDS = 300.0
+from tests.pace import TIMEOUT_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)

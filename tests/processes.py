@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+from tests.pace import TIMEOUT_SECONDS
 
 TINY_MODEL = ROOT / "models" / "tiny-sdxl"
 REAL = [sys.executable, str(ROOT / "worker.py"), "run"]
 STUB = [sys.executable, "-m", "tests.stub_worker"]
 SUPERVISED_STUB = [*STUB, "--supervised"]
-TIMEOUT_SECONDS = 300.0  # a wait ends when the thing happens or the process died; this is for what hangs, on a loaded machine too
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ourvidz_sdxl import errors, supervisor
-from ourvidz_sdxl.engine import OnStep
+from ourvidz_sdxl.engine import EngineChoice, OnStep
 from ourvidz_sdxl.plan import Plan
 from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.startup import run_worker
@@ -38,6 +38,7 @@ class StubEngine:
     model_hash = "0" * 64
     gpu = None
     vram_mb = None
+    choice = EngineChoice(kind="stub")
 
     def __init__(self, step_seconds: float) -> None:
         self._step_seconds = step_seconds

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
+import structlog
 from rich.console import Console
 
 from ourvidz_sdxl.doctor.finding import Finding, State, fail, ok, skip
 from ourvidz_sdxl.doctor.key import check_key
-from ourvidz_sdxl.doctor.machine import check_disk, check_gpu, check_image_check, check_model
-from ourvidz_sdxl.doctor.supabase import check_address, check_buckets, check_clock, check_functions, check_realtime
+from ourvidz_sdxl.doctor.machine import check_disk, check_engine, check_gpu, check_image_check, check_model
+from ourvidz_sdxl.doctor.supabase import (
+    check_address,
+    check_buckets,
+    check_clock,
+    check_functions,
+    check_migrations,
+    check_realtime,
+)
 from ourvidz_sdxl.errors import SettingsInvalid
 from ourvidz_sdxl.settings import Settings
 
 ONLINE: Mapping[str, Callable[[Settings], Finding]] = {
+    "migrations": check_migrations,
     "queue functions": check_functions,
     "buckets": check_buckets,
     "realtime": check_realtime,
@@ -26,10 +36,31 @@ ONLINE: Mapping[str, Callable[[Settings], Finding]] = {
 }
 ON_THIS_MACHINE: Mapping[str, Callable[[Settings], Finding]] = {
     "model": check_model,
+    "engine": check_engine,
     "gpu": check_gpu,
     "disk": check_disk,
     "image check": check_image_check,
 }
+
+
+BEFORE_THE_MODEL = (check_key, check_address, check_migrations, check_buckets)
+
+log = structlog.get_logger()
+
+
+def refuse_what_waiting_will_not_mend(settings: Settings) -> None:
+    """Makes the checks that take a moment, side by side, before a worker loads its model.
+
+    Raises SettingsInvalid with what is wrong and its mend: a rejected key, an older database, missing buckets. A Supabase that
+    is away is waited for later.
+    """
+    with ThreadPoolExecutor(len(BEFORE_THE_MODEL)) as threads:
+        findings = [*threads.map(lambda check: check(settings), BEFORE_THE_MODEL)]
+    for finding in findings:
+        if finding.state is State.FAIL and not finding.passing:
+            raise SettingsInvalid(f"{finding.words} {finding.mend}")
+        if finding.state is State.FAIL:
+            log.warning("supabase_not_checked", reason=finding.words)
 
 
 def examine(environ: Mapping[str, str], *, as_json: bool = False) -> int:

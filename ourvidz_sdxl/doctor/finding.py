@@ -18,6 +18,7 @@ class Finding:
     state: State
     words: str
     mend: str = ""
+    passing: bool = False  # it may be over by itself a moment later
 
     def line(self, name: str) -> str:
         mark = "FAIL" if self.state is State.FAIL else f"{self.state:4}"
@@ -39,5 +40,5 @@ def skip(words: str) -> Finding:
     return Finding(state=State.SKIP, words=words)
 
 
-def fail(words: str, mend: str) -> Finding:
-    return Finding(state=State.FAIL, words=words, mend=mend)
+def fail(words: str, mend: str, *, passing: bool = False) -> Finding:
+    return Finding(state=State.FAIL, words=words, mend=mend, passing=passing)

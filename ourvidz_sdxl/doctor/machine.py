@@ -8,10 +8,10 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from ourvidz_sdxl.doctor.finding import Finding, fail, note, ok
-from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, check_lora, file_schedule, folder_schedule
+from ourvidz_sdxl.doctor.finding import Finding, fail, note, ok, skip
+from ourvidz_sdxl.engine.checkpoint import check_headers, check_lora
 from ourvidz_sdxl.engine.prediction import ScheduleSettings
-from ourvidz_sdxl.errors import SettingsInvalid, WorkerError
+from ourvidz_sdxl.errors import ModelInvalid, SettingsInvalid, WorkerError
 from ourvidz_sdxl.safety import load_image_check
 from ourvidz_sdxl.settings import Settings
 
@@ -27,11 +27,7 @@ def check_model(settings: Settings) -> Finding:
         return note(f"{path.name} is not there yet: the first start fetches it from MODEL_URL.")
     schedule = ScheduleSettings(prediction_type=settings.prediction_type, timestep_spacing=settings.timestep_spacing)
     try:
-        if path.is_dir():
-            folder_schedule(path, check_folder(path)["unet"], schedule)
-        else:
-            check_file(path)
-            file_schedule(path, schedule)
+        check_headers(path, schedule=schedule)
     except WorkerError as error:
         return fail(f"{error}.", CHECK_PATH)
     try:
@@ -55,6 +51,21 @@ def check_model(settings: Settings) -> Finding:
     except WorkerError as error:
         return fail(f"{error}.", f"{CHECK_PATH} {CHECK_LORA}" if settings.fast_lora_path else CHECK_PATH)
     return ok(f"{path.name}, and its SHA-256 is as expected" if hashed else path.name)
+
+
+def check_engine(settings: Settings) -> Finding:
+    """Which engine a worker would paint with here, and why not the fast one."""
+    if not settings.model_path.exists():
+        return skip("The model is not there.")
+    from ourvidz_sdxl.engine import choose_engine
+
+    try:
+        choice = choose_engine(settings.model_path, settings.engine, fp8=settings.fp8)
+    except SettingsInvalid as error:
+        return fail(f"{error}.", "Set FP8=false, or ENGINE=auto.")
+    except ModelInvalid:
+        return skip("The model cannot be read.")
+    return note(f"{choice.name}: {choice.note}") if choice.note else ok(choice.name)
 
 
 def check_gpu(settings: Settings) -> Finding:

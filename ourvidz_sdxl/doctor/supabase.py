@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -14,8 +15,8 @@ import httpx
 from postgrest.exceptions import APIError
 from storage3.exceptions import StorageApiError
 
-from ourvidz_sdxl.connection import connect
-from ourvidz_sdxl.doctor.finding import Finding, fail, ok
+from ourvidz_sdxl.connection import connect, is_passing
+from ourvidz_sdxl.doctor.finding import Finding, fail, note, ok
 from ourvidz_sdxl.errors import SupabaseRefused, SupabaseUnavailable
 from ourvidz_sdxl.queue import Lease, Outcome, Queue
 from ourvidz_sdxl.settings import Settings
@@ -25,6 +26,7 @@ PATIENCE_SECONDS = 3.0
 REALTIME_SECONDS = 10.0
 WAKE_SECONDS = 5.0
 MAX_CLOCK_SKEW_SECONDS = 10.0
+MIGRATIONS = Path(__file__).parents[2] / "supabase" / "migrations"
 NOBODY = "doctor"  # a target_worker whose jobs nobody inserts
 PUSH = (
     "Run `supabase db push`, which brings the database to this version. If it finds nothing to push, the REST server may "
@@ -44,9 +46,10 @@ def check_address(settings: Settings) -> Finding:
     try:
         answer = httpx.get(url, headers=headers, timeout=settings.request_timeout_seconds)
     except httpx.TimeoutException:
-        return fail(f"{host} does not answer.", "Check this machine's network and its firewall's outgoing rules.")
+        return fail(f"{host} does not answer.", "Check this machine's network and its firewall's outgoing rules.", passing=True)
     except httpx.TransportError as error:
-        return fail(f"{host} cannot be reached ({error}).", "Check SUPABASE_URL, this machine's network, and its name server.")
+        mend = "Check SUPABASE_URL, this machine's network, and its name server."
+        return fail(f"{host} cannot be reached ({error}).", mend, passing=True)
     told = _json(answer)
     code = told.get("code")
     if answer.status_code == httpx.codes.OK and answer.headers.get("content-type", "").startswith("application/json"):
@@ -62,13 +65,32 @@ def check_address(settings: Settings) -> Finding:
     if answer.status_code in (401, 403):
         return fail(f"{host} does not take this key.", "Check that SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are of one project.")
     if answer.status_code == 540:
-        return fail("The project is paused.", "Restore it in the Supabase dashboard.")
-    if answer.status_code >= 500:
-        return fail(f"{host} answers {answer.status_code}.", "See https://status.supabase.com, and the project's logs.")
+        return fail("The project is paused.", "Restore it in the Supabase dashboard.", passing=True)
+    if answer.status_code >= 500 or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        mend = "See https://status.supabase.com, and the project's logs."
+        return fail(f"{host} answers {answer.status_code}.", mend, passing=True)
     return fail(
         f"What answers at {host} is no Supabase (status {answer.status_code}).",
         "Check SUPABASE_URL: it is the project's URL, such as https://PROJECT.supabase.co, without a path.",
     )
+
+
+def check_migrations(settings: Settings) -> Finding:
+    """Has the database all migrations of this version? Those of the project's own, and newer ones, are passed over."""
+    ours = sorted(file.name.partition("_")[0] for file in MIGRATIONS.glob("*.sql"))
+    try:
+        applied = connect(settings).rpc("applied_migrations", {}).execute().data
+    except APIError as error:
+        return _refusal("applied_migrations", f"{error.code} {error.message}", passing=is_passing(error))
+    except httpx.TransportError as error:
+        return fail(
+            f"applied_migrations does not answer: {error}.", "See the project's logs in the Supabase dashboard.", passing=True
+        )
+    if applied is None:
+        return note("The database has no list of its migrations, as `supabase db push` keeps it.")
+    if missing := [version for version in ours if version not in cast("list[str]", applied)]:
+        return fail(f"The database is older than this worker: it lacks {', '.join(missing)}.", PUSH)
+    return ok(f"up to {ours[-1]}" if ours else "")
 
 
 def check_functions(settings: Settings) -> Finding:
@@ -104,7 +126,7 @@ def check_functions(settings: Settings) -> Finding:
     return ok(", ".join(calls))
 
 
-def _refusal(name: str, reason: str) -> Finding:
+def _refusal(name: str, reason: str, *, passing: bool = False) -> Finding:
     """Finding for a refusal by the database; `reason` holds its code and its message."""
     denied = DENIED.search(reason)
     if any(code in reason for code in MISSING):
@@ -126,7 +148,7 @@ def _refusal(name: str, reason: str) -> Finding:
             f"This key may not use the {denied['kind']} {denied['name']}, which {name} needs.",
             f"Run the `grant … to service_role` that supabase/migrations has for {denied['name']} in the SQL editor.",
         )
-    return fail(f"{name} was refused: {reason}.", "See the project's Postgres logs in the Supabase dashboard.")
+    return fail(f"{name} was refused: {reason}.", "See the project's Postgres logs in the Supabase dashboard.", passing=passing)
 
 
 def check_buckets(settings: Settings) -> Finding:
@@ -134,7 +156,8 @@ def check_buckets(settings: Settings) -> Finding:
     try:
         public = {bucket.id: bucket.public for bucket in connect(settings).storage.list_buckets()}
     except (StorageApiError, httpx.TransportError) as error:
-        return fail(f"Storage does not list its buckets ({type(error).__name__}).", "Check that Storage is on for the project.")
+        mend = "Check that Storage is on for the project."
+        return fail(f"Storage does not list its buckets ({type(error).__name__}).", mend, passing=is_passing(error))
     if missing := sorted(wanted - public.keys()):
         return fail(f"Missing: {', '.join(missing)}.", PUSH)
     if open_to_all := sorted(name for name in wanted if public[name]):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 import structlog
 from PIL import Image
 
+from ourvidz_sdxl.engine.checkpoint import check_headers
 from ourvidz_sdxl.engine.head_start import head_start
 from ourvidz_sdxl.engine.prediction import NO_SETTINGS, ScheduleSettings
 from ourvidz_sdxl.errors import SettingsInvalid
@@ -27,6 +28,19 @@ EngineKind = Literal["auto", "fast", "reference"]
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with (done, total). What it raises ends the painting and reaches the caller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """`note` says to the operator why it is not the fast one, or not with FP8; None where all is as fast as it can be here."""
+
+    kind: str
+    fp8: bool = False
+    note: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, FP8" if self.fp8 else self.kind
 
 
 class Engine(Protocol):
@@ -47,6 +61,10 @@ class Engine(Protocol):
     @property
     def gpu(self) -> str | None:
         """The GPU's name, or None on the CPU."""
+
+    @property
+    def choice(self) -> EngineChoice:
+        """Which engine this is, and why not another one."""
 
     @property
     def vram_mb(self) -> int | None:
@@ -100,13 +118,32 @@ def why_no_cuda() -> str | None:
 
 
 def check_tensors(model_path: Path, few_step_lora: Path | None = None, schedule: ScheduleSettings = NO_SETTINGS) -> None:
-    """Makes every check of `load_engine` that needs no weights; raises ModelMissing or ModelInvalid."""
+    """Makes every check of `load_engine` that needs no weights, with torch; raises ModelMissing or ModelInvalid."""
     from ourvidz_sdxl.engine.load import MODELS, load_components
     from ourvidz_sdxl.engine.lora import with_lora
 
     parts = load_components(model_path, device="cpu", empty=MODELS, schedule=schedule)
     if few_step_lora:
         with_lora(parts.unet, few_step_lora)
+
+
+def choose_engine(model_path: Path, kind: EngineKind = "auto", *, fp8: bool = False) -> EngineChoice:
+    """Which engine is to paint with this model here.
+
+    `auto` leaves out what cannot be had, and says so; what was asked for by name and cannot be had raises SettingsInvalid.
+    Raises ModelInvalid, too.
+    """
+    from ourvidz_sdxl.engine.fast.engine import why_no_fp8, why_not_fast
+
+    obstacle = why_not_fast(model_path)
+    fast = kind == "fast" or (kind == "auto" and obstacle is None)
+    notes = [] if fast else [obstacle if kind == "auto" and obstacle else "ENGINE=reference"]
+    if fp8 and (reason := why_no_fp8() if fast else "only the fast engine has it"):
+        refused = f"FP8=true cannot be had here: {reason}"
+        if kind != "auto":
+            raise SettingsInvalid(refused)
+        notes, fp8 = [*notes, refused], False
+    return EngineChoice(kind="fast" if fast else "reference", fp8=fp8, note="; ".join(notes) or None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +174,21 @@ def load_engine(
     `schedule` overrides what the checkpoint says of its prediction type and timesteps. Loading ends with `Engine.prove`.
 
     Raises ModelMissing, or ModelInvalid for what is not a model that can be painted with; that, too, where the fast path was asked
-    for and cannot paint this model. Raises SettingsInvalid for fp8 where there is none.
+    for and cannot paint this model. Raises SettingsInvalid as `choose_engine` does.
     """
+    check_headers(model_path, few_step_lora, schedule)  # before the seconds that torch takes to import
     head_start(model_path)
-    from ourvidz_sdxl.engine.fast.engine import FastEngine, why_no_fp8, why_not_fast
+    from ourvidz_sdxl.engine.fast.engine import FastEngine
     from ourvidz_sdxl.engine.proof import model_errors
     from ourvidz_sdxl.engine.sdxl import SdxlEngine
 
     with model_errors(model_path.name):
-        obstacle = why_not_fast(model_path)
-        fast = kind == "fast" or (kind == "auto" and obstacle is None)
-        if options.fp8 and (reason := why_no_fp8() if fast else "only the fast engine has it"):
-            raise SettingsInvalid(f"FP8=true cannot be had here: {reason}")
-        if fast:
-            return FastEngine.load(model_path, few_step_lora, options, schedule=schedule)
-        log.info("plain_engine", reason=obstacle or "asked for")
-        return SdxlEngine.load(model_path, few_step_lora, schedule=schedule)
+        choice = choose_engine(model_path, kind, fp8=options.fp8)
+        (log.warning if choice.fp8 != options.fp8 else log.info)("engine_chosen", engine=choice.kind, note=choice.note)
+        engine: FastEngine | SdxlEngine
+        if choice.kind == "fast":
+            engine = FastEngine.load(model_path, few_step_lora, replace(options, fp8=choice.fp8), schedule=schedule)
+        else:
+            engine = SdxlEngine.load(model_path, few_step_lora, schedule=schedule)
+        engine.choice = choice
+        return engine

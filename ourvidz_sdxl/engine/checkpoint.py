@@ -64,6 +64,20 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+def check_headers(model: Path, lora: Path | None = None, schedule: ScheduleSettings = NO_SETTINGS) -> None:
+    """Makes every check that headers and configurations are enough for: no weights, no torch, some milliseconds.
+
+    Raises ModelMissing or ModelInvalid.
+    """
+    if model.is_dir():
+        folder_schedule(model, check_folder(model)["unet"], schedule)
+    else:
+        check_file(model)
+        file_schedule(model, schedule)
+    if lora:
+        check_lora(lora)
+
+
 def check_file(path: Path) -> None:
     """Checks one file, apart from its schedule (see `file_schedule`).
 

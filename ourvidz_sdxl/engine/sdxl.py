@@ -20,7 +20,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 
-from ourvidz_sdxl.engine import OnStep
+from ourvidz_sdxl.engine import EngineChoice, OnStep
 from ourvidz_sdxl.engine.latents import LatentScale
 from ourvidz_sdxl.engine.load import Components, load_components
 from ourvidz_sdxl.engine.lora import with_lora
@@ -49,6 +49,7 @@ class SdxlEngine:
         self._device = device
         self._few_step_unet = few_step_unet
         self._text = PromptEncoder(parts, self._pipeline(StableDiffusionXLPipeline, None))
+        self.choice = EngineChoice(kind="reference")
         self.model = parts.name
         self.model_hash = parts.fingerprint
         self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -184,6 +184,7 @@ const searchPath = (schema, extra) => [schema, ...extra].map((name) => `"${name.
 /** Only the classes that lite does not know. @param {string} code @param {string} message */
 function statusOf(code, message) {
   if (code === "22023" && /^role .* does not exist$/.test(message)) return 401;
+  if (code === "42P01") return 404; // inside a function or a trigger: what is asked for by name is not in lite's schema cache
   if (code === "P0001" || code === "23514" || code === "23P01") return 400;
   if (code === "57014" || code.startsWith("40") || code.startsWith("P0") || code.startsWith("XX") || code.startsWith("54")) return 500;
   return undefined;

@@ -206,6 +206,8 @@ create table public.workers (
   gpu           text,
   vram_mb       integer,
   model         text,
+  engine        text,
+  engine_note   text,
   version       text not null,
   state         text not null constraint worker_state_is_known check (state in ('starting', 'ready', 'draining', 'stopped', 'failed')),
   error         text,
@@ -306,6 +308,8 @@ comment on column public.workers.host is 'The name of its machine.';
 comment on column public.workers.gpu is 'Its GPU; absent on a CPU.';
 comment on column public.workers.vram_mb is 'The GPU''s memory in MiB.';
 comment on column public.workers.model is 'The checkpoint that it has loaded.';
+comment on column public.workers.engine is 'fast, "fast, FP8", or reference: diffusers as it is.';
+comment on column public.workers.engine_note is 'Why it is not the fast one, or not with FP8; absent where nothing is in the way.';
 comment on column public.workers.version is 'Of the worker''s program.';
 comment on column public.workers.state is 'starting, ready, draining, stopped or failed, as it last said itself.';
 comment on column public.workers.failed_at is 'When it last failed.';

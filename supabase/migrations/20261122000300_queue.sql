@@ -214,10 +214,10 @@ begin
   return 'ok';
 end $$;
 
--- Looks through the next p_limit output objects for orphans: those that no job published, of jobs that can no longer publish them.
--- Returns their buckets and paths, for the worker to remove through Storage. The whole fleet shares one place to go on from, so the
--- cost does not grow with the number of objects; a call within p_pause_seconds of the last one returns nothing.
--- Names that are not of the worker's making (<user id>/<job id>/<claim>-<index>…) are left alone.
+-- Objects for the worker to remove through Storage, by bucket and path: up to p_limit of private.removals, oldest first, and the orphans
+-- among the next p_limit output objects, which are those that no job published, of jobs that can no longer publish them. The whole fleet
+-- shares one place to go on from, so the cost does not grow with the number of objects; a call within p_pause_seconds of the last one
+-- returns nothing. Names that are not of the worker's making (<user id>/<job id>/<claim>-<index>…) are no orphans.
 create function public.sweep_orphans(p_limit integer default 1000, p_pause_seconds real default 15)
 returns table (bucket text, path text)
 language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
@@ -243,54 +243,57 @@ begin
          path = case when v_seen < p_limit then '' else v_paths[v_seen] end,
          next_at = now() + make_interval(secs => p_pause_seconds)
    where s.only_row;
+  delete from private.removals r
+   where (r.bucket, r.path) in (select o.bucket, o.path from private.removals o order by o.asked_at limit p_limit)
+     and not exists (select from storage.objects o
+                      where o.bucket_id = r.bucket and o.name = r.path and coalesce(o.updated_at, o.created_at) <= r.asked_at);
+  return query
+  select r.bucket, r.path from private.removals r order by r.asked_at limit p_limit;
   return query   -- scalar subqueries and not EXISTS: each object is looked up by itself, and nothing is joined as a whole
   select o.bucket, o.path
     from unnest(v_buckets, v_paths) o (bucket, path)
-   where case when o.path ~ '^[0-9a-f-]{36}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[0-9]+-[0-9]\.' then
+   where (select count(*) from private.removals r where r.bucket = o.bucket and r.path = o.path) = 0
+     and case when o.path ~ '^[0-9a-f-]{36}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[0-9]+-[0-9]\.' then
            coalesce((select j.completed_at is not null from public.jobs j where j.id = split_part(o.path, '/', 2)::uuid), true)
            and (select count(*) from public.job_images i where i.path = o.path and i.bucket = o.bucket) = 0
            and (select count(*) from public.job_images i where i.thumbnail_path = o.path and i.bucket = o.bucket) = 0
          end;
 end $$;
 
--- Deletes up to p_limit finished jobs that are older than public.retention says, oldest first, and names their objects, for the worker
--- to remove through Storage; what it does not get to is an orphan then, and swept. A call within p_pause_seconds of the last one, by
--- whichever worker, deletes nothing. What is known of workers and starts that are long gone goes with them.
-create function public.retire_jobs(p_limit integer default 200, p_pause_seconds real default 15)
-returns table (bucket text, path text)
+-- Deletes up to p_limit finished jobs that are older than public.retention says, oldest first; their objects are removed as those of every
+-- deleted job. A call within p_pause_seconds of the last one, by whichever worker, deletes nothing. What is known of workers and starts
+-- that are long gone goes with them. Returns how many jobs.
+create function public.retire_jobs(p_limit integer default 200, p_pause_seconds real default 15) returns integer
 language plpgsql volatile set search_path = '' set enable_seqscan = off as $$
-#variable_conflict use_column
 declare
   v_retention public.retention;
   v_before timestamptz;
+  v_jobs integer;
 begin
   select * into v_retention from public.retention r
    where r.days is not null and r.next_at not between now() and now() + make_interval(secs => p_pause_seconds) for update skip locked;
   if not found then
-    return;
+    return 0;
   end if;
   update public.retention r set next_at = now() + make_interval(secs => p_pause_seconds) where r.only_row;
   v_before := now() - make_interval(days => v_retention.days);
   delete from public.workers w where w.last_seen_at < v_before;
   delete from public.worker_starts s where s.ended_at < v_before;
-  return query
   with old as materialized (
-    select j.id from public.jobs j where j.completed_at < v_before order by j.completed_at limit p_limit for update skip locked),
-  objects as materialized (
-    select i.bucket, i.path, i.thumbnail_path from public.job_images i where i.job_id = any (array (select old.id from old))),
-  gone as (
-    delete from public.jobs j where j.id = any (array (select old.id from old)))
-  select o.bucket, n.path from objects o cross join lateral (values (o.path), (o.thumbnail_path)) n (path);
+    select j.id from public.jobs j where j.completed_at < v_before order by j.completed_at limit p_limit for update skip locked)
+  delete from public.jobs j where j.id = any (array (select old.id from old));
+  get diagnostics v_jobs = row_count;
+  return v_jobs;
 end $$;
 
--- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "version", "error",
--- "report_seconds", "max_jobs", "idle_seconds", "pod_id", "start_id"}; what is absent is null, or the column's default.
+-- Says that a worker lives, or why it does not: p_facts is {"target_worker", "host", "gpu", "vram_mb", "model", "engine", "engine_note",
+-- "version", "error", "report_seconds", "max_jobs", "idle_seconds", "pod_id", "start_id"}; what is absent is null, or the column's default.
 create function public.report_worker(p_worker text, p_state text, p_facts jsonb) returns void
 language sql volatile set search_path = '' as $$
-  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, version, state, error, failed_at,
+  insert into public.workers as w (id, target_worker, host, gpu, vram_mb, model, engine, engine_note, version, state, error, failed_at,
                                    report_seconds, max_jobs, idle_since, pod_id, start_id)
   values (p_worker, p_facts ->> 'target_worker', p_facts ->> 'host', p_facts ->> 'gpu', (p_facts ->> 'vram_mb')::integer,
-          p_facts ->> 'model', p_facts ->> 'version', p_state, p_facts ->> 'error',
+          p_facts ->> 'model', p_facts ->> 'engine', p_facts ->> 'engine_note', p_facts ->> 'version', p_state, p_facts ->> 'error',
           case when p_state = 'failed' then now() end,
           coalesce((p_facts ->> 'report_seconds')::real, 15), coalesce((p_facts ->> 'max_jobs')::smallint, 1),
           case when (p_facts ->> 'idle_seconds')::double precision > 0
@@ -298,7 +301,8 @@ language sql volatile set search_path = '' as $$
           p_facts ->> 'pod_id', (p_facts ->> 'start_id')::uuid)
   on conflict (id) do update
     set target_worker = excluded.target_worker, host = excluded.host, gpu = excluded.gpu, vram_mb = excluded.vram_mb,
-        model = excluded.model, version = excluded.version, state = excluded.state, last_seen_at = now(),
+        model = excluded.model, engine = excluded.engine, engine_note = excluded.engine_note, version = excluded.version,
+        state = excluded.state, last_seen_at = now(),
         error = coalesce(excluded.error, w.error), failed_at = coalesce(excluded.failed_at, w.failed_at),
         report_seconds = excluded.report_seconds, max_jobs = excluded.max_jobs, idle_since = excluded.idle_since,
         pod_id = excluded.pod_id, start_id = excluded.start_id

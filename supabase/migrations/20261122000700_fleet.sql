@@ -44,6 +44,7 @@ create table public.worker_starts (
   constraint ended_start_has_a_time check ((state = 'ended') = (ended_at is not null))
 );
 create index worker_starts_open_idx on public.worker_starts (target_worker, created_at) where state <> 'ended';
+create index worker_starts_target_idx on public.worker_starts (target_worker, created_at desc);
 create index worker_starts_pod_idx on public.worker_starts (pod_id) where state <> 'ended';
 create index worker_starts_ended_idx on public.worker_starts (ended_at) where state = 'ended';
 
@@ -72,6 +73,19 @@ language sql immutable set search_path = '' as $$
   select make_interval(secs => least(300, 5 * power(2, least(greatest(p_attempt, 1), 10) - 1)))
 $$;
 
+-- Those of a target's last ten starts after which no worker got ready, since the last one after which one did; and from when on another
+-- may be asked for: a minute after the first of them, then 2, 4, … up to an hour, and one at a time. What is wrong with the image, the
+-- settings or the model would be wrong with the next pod, too, and each costs its start_timeout_seconds.
+create function private.unready_starts(p_target text, out starts integer, out next_at timestamptz)
+language sql stable set search_path = '' set enable_seqscan = off as $$
+  select count(*)::integer, max(coalesce(l.ended_at, now())) + least(interval '1 hour', interval '1 minute' * power(2, count(*) - 1))
+    from (select s.ended_at, bool_or(s.running_at is not null) over (order by s.created_at desc, s.id) as has_run
+            from (select * from public.worker_starts s
+                   where s.target_worker = p_target and s.requested_at is not null and s.state in ('running', 'stopping', 'ended')
+                   order by s.created_at desc, s.id limit 10) s) l
+   where not l.has_run
+$$;
+
 -- What is to be done for one target now: the only place that decides. `starts_due` counts pods or requests to be asked for, those of
 -- failed attempts included; `stops_due` names starts whose pod is to go; `reason` says why nothing more is started.
 -- Only what the database asked for is ever stopped: workers that an operator started are the operator's.
@@ -84,6 +98,7 @@ declare
   v_started integer;    -- the same, and those that are being stopped
   v_retries integer;
   v_cooling boolean;
+  v_unready record;
   v_oldest timestamptz;
   v_wanted integer;
 begin
@@ -122,15 +137,19 @@ begin
     into running, room, coming from live l;
 
   v_wanted := ceil(waiting / v_settings.jobs_per_worker::real) - coming;
+  select * into v_unready from private.unready_starts(p_target);
   reason := case
     when waiting = 0 then 'nothing waits'
     when room > 0 then 'a worker has room'
     when v_open >= v_settings.max_workers then 'max_workers are there or coming'
     when v_cooling then 'cooling down'
+    when v_unready.next_at > now() then format('%s workers in a row never got ready; the next one is asked for at %s UTC',
+      v_unready.starts, to_char(v_unready.next_at at time zone 'utc', 'HH24:MI'))
     when v_wanted <= 0 then 'enough are coming'
     when running > 0 and v_oldest > now() - make_interval(secs => v_settings.patience_seconds) then 'the workers may still get to it' end;
   if reason is null then
-    starts_due := starts_due + least(v_wanted, v_settings.max_workers - v_open);
+    starts_due := starts_due
+      + least(v_wanted, v_settings.max_workers - v_open, case when v_unready.starts > 0 then greatest(0, 1 - coming) end);
   end if;
 
   select coalesce(array_agg(s.id order by s.created_at), '{}') into stops_due
@@ -295,10 +314,12 @@ end $$;
 
 -- By name and not for all of the schema: a project's own functions may live there, too.
 revoke execute on function
-  private.is_live(public.workers), private.start_pause(integer), private.fleet_decision(text), private.workers_reported(),
-  private.call_fleet(text)
+  private.is_live(public.workers), private.start_pause(integer), private.unready_starts(text), private.fleet_decision(text),
+  private.workers_reported(), private.call_fleet(text)
   from public, anon, authenticated, service_role;
-grant execute on function private.is_live(public.workers), private.start_pause(integer), private.fleet_decision(text) to service_role;
+grant execute on function
+  private.is_live(public.workers), private.start_pause(integer), private.unready_starts(text), private.fleet_decision(text)
+  to service_role;
 revoke execute on function
   public.claim_starts(text), public.report_start(uuid, text, text, text), public.claim_stops(text), public.report_stop(uuid, text)
   from public, anon, authenticated;
@@ -331,6 +352,7 @@ comment on table private.fleet_calls is 'When the Edge Functions are called agai
 comment on column private.fleet_calls.target_worker is 'The target.';
 comment on column private.fleet_calls.next_at is 'Not before then.';
 comment on function private.is_live(public.workers) is 'Whether a worker was heard of lately, and neither stopped nor failed.';
+comment on function private.unready_starts(text) is 'Starts in a row after which no worker got ready, and when the next one may be asked for.';
 comment on function private.start_pause(integer) is 'The pause after so many attempts to have RunPod start or remove something.';
 comment on function private.fleet_decision(text) is 'What is to be started and stopped for a target now, and why no more.';
 comment on function private.workers_reported() is 'Moves the start that a worker came from, by what the worker says.';

@@ -15,11 +15,11 @@ $$;
 
 -- Each worker, with what it does now.
 create function private.fleet() returns table (
-  id text, target_worker text, host text, gpu text, vram_mb integer, model text, version text, state text, error text,
+  id text, target_worker text, host text, gpu text, vram_mb integer, model text, engine text, engine_note text, version text, state text, error text,
   failed_at timestamptz, started_at timestamptz, last_seen_at timestamptz, report_seconds real, max_jobs smallint, pod_id text,
   is_live boolean, running integer, seen_seconds_ago double precision)
 language sql stable security definer set search_path = '' set enable_seqscan = off as $$
-  select w.id, w.target_worker, w.host, w.gpu, w.vram_mb, w.model, w.version, w.state, w.error, w.failed_at, w.started_at, w.last_seen_at,
+  select w.id, w.target_worker, w.host, w.gpu, w.vram_mb, w.model, w.engine, w.engine_note, w.version, w.state, w.error, w.failed_at, w.started_at, w.last_seen_at,
          w.report_seconds, w.max_jobs, w.pod_id,
          private.is_live(w), coalesce(held.jobs, 0), extract(epoch from now() - w.last_seen_at)::double precision
     from public.workers w
@@ -96,6 +96,8 @@ comment on column public.fleet.host is 'The name of the host.';
 comment on column public.fleet.gpu is 'The GPU''s name; absent on a CPU.';
 comment on column public.fleet.vram_mb is 'The GPU''s memory, in MiB.';
 comment on column public.fleet.model is 'The checkpoint that it has loaded.';
+comment on column public.fleet.engine is 'fast, "fast, FP8", or reference: diffusers as it is.';
+comment on column public.fleet.engine_note is 'Why it is not the fast one, or not with FP8; absent where nothing is in the way.';
 comment on column public.fleet.version is 'The worker''s version.';
 comment on column public.fleet.state is 'What it said last: starting, ready, draining, stopped or failed.';
 comment on column public.fleet.error is 'Why it last failed, as "code: message".';

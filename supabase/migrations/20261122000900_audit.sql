@@ -73,8 +73,8 @@ comment on function public.claim_jobs(text, text, text[], uuid, integer, integer
 comment on function public.heartbeat_jobs(uuid[], uuid, integer) is 'Renews leases, and says which jobs are cancelled or lost. For workers.';
 comment on function public.finish_job(uuid, uuid, text, jsonb, jsonb, jsonb, jsonb, text) is
   'Ends a job with its images or its error, or gives it back. For workers; the only way to publish images.';
-comment on function public.sweep_orphans(integer, real) is 'Names objects that no job will ever publish. For workers.';
-comment on function public.retire_jobs(integer, real) is 'Deletes finished jobs that are older than public.retention says, and names their objects. For workers.';
+comment on function public.sweep_orphans(integer, real) is 'Names objects of deleted jobs, and those that no job will ever publish. For workers.';
+comment on function public.retire_jobs(integer, real) is 'Deletes finished jobs that are older than public.retention says. For workers.';
 comment on function public.report_worker(text, text, jsonb) is 'Says that a worker lives, or why it does not. For workers.';
 comment on function public.jobs_ahead(uuid) is 'How many jobs come before a waiting job of one''s own, up to 1000; null for any other.';
 comment on function private.jobs_ahead(uuid) is 'The half of public.jobs_ahead that sees everybody''s jobs.';
@@ -87,6 +87,19 @@ comment on function private.send(jsonb, text, text) is 'realtime.send, whose fai
 comment on function private.wake(text, bigint) is 'Tells as many workers as so many new jobs may need.';
 comment on function private.jobs_wake() is 'Wakes the workers when jobs are inserted.';
 comment on function private.jobs_changed() is 'Ends the lease with its job, writes job_events, and tells the user and the workers.';
+comment on function public.delete_jobs(uuid[]) is 'Deletes jobs of one''s own, with their pictures and history; a running one is stopped. Returns how many.';
+comment on function public.delete_everything() is
+  'Deletes up to a thousand of one''s own jobs, and one''s uploaded references. Returns how many jobs: call it until it is 0.';
+comment on function private.delete_jobs(uuid[]) is 'The half of public.delete_jobs that may delete rows.';
+comment on function private.delete_everything() is 'The half of public.delete_everything that may delete rows.';
+comment on function private.job_images_deleted() is 'Has the objects of deleted pictures removed.';
+comment on function private.jobs_deleted() is 'Tells the pages of its user that a job is gone, and the worker that paints it.';
+comment on function private.jobs_id_is_free() is 'Refuses the id of a deleted job until its pictures are removed.';
+comment on table private.removals is 'Objects whose rows are gone, for a worker to remove through Storage.';
+comment on column private.removals.bucket is 'The bucket of the object.';
+comment on column private.removals.path is 'The path of the object.';
+comment on column private.removals.job_id is 'The job that it was a picture of; absent for a reference.';
+comment on column private.removals.asked_at is 'Since when.';
 comment on table private.reaping is 'When the claims of each target look for dead leases again.';
 comment on column private.reaping.target_worker is 'The target.';
 comment on column private.reaping.next_at is 'Not before then.';

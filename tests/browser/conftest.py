@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.studio import DIST, serve_studio
 from tests.fault_proxy import FaultProxy
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import TINY_MODEL, WorkerProcess, scratch_supabase
 from tools.chromium import chromium
 
@@ -25,7 +28,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 PASSWORD = "correct horse battery"
 # as root in a container, and without calls of the browser's own to anywhere
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-PATIENCE_MS = 150_000  # an expectation ends when it is met; this is for what hangs, on a loaded machine too
+PATIENCE_MS = 1000 * TIMEOUT_SECONDS
 
 Open = Callable[..., Page]
 
@@ -57,6 +60,17 @@ def browser() -> Iterator[Browser]:
         expect.set_options(timeout=PATIENCE_MS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_work_to_the_next_test(supabase: EmbeddedSupabase) -> Iterator[None]:
+    yield
+    with psycopg.connect(supabase.db_url, autocommit=True) as database:
+        database.execute("update public.jobs set cancel_requested_at = now() where completed_at is null")
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while database.execute("select from public.jobs where status = 'processing'").fetchall():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 @pytest.fixture

@@ -16,19 +16,26 @@ UPLOAD = f"POST {OBJECT}sdxl_image_fast/"
 DOWNLOAD = f"GET {OBJECT}.*reference_images/"
 
 
-@pytest.fixture
-def proxy(supabase: EmbeddedSupabase) -> Iterator[FaultProxy]:
+@pytest.fixture(scope="module")
+def one_proxy(supabase: EmbeddedSupabase) -> Iterator[FaultProxy]:
     with FaultProxy(supabase.url) as running:
         yield running
 
 
 @pytest.fixture
-def worker(supabase: EmbeddedSupabase, proxy: FaultProxy) -> Iterator[WorkerProcess]:
+def proxy(one_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    one_proxy.counts.clear()
+    yield one_proxy
+    one_proxy.heal()
+
+
+@pytest.fixture(scope="module")
+def worker(supabase: EmbeddedSupabase, one_proxy: FaultProxy) -> Iterator[WorkerProcess]:
     with WorkerProcess(
         supabase,
         STUB,
         target_worker=TARGET,
-        supabase_url=proxy.url,
+        supabase_url=one_proxy.url,
         lease_seconds=10,
         request_timeout_seconds=2,
         poll_interval_connected_seconds=1,
@@ -128,7 +135,7 @@ def test_a_reference_is_dropped_only_when_the_last_attempt_does_not_reach_it_eit
     proxy.answer(DOWNLOAD, 503)
     job = user.insert(target_worker=TARGET, reference_image_path=path, reference_strength=0.5, fallback_to_text=True)
     db.execute("update public.jobs set max_attempts = 2 where id = %s", (job["id"],))
-    worker.wait_for("generation_error", job_id=job["id"], error_code="invalid_reference")
+    worker.wait_for("generation_error", job_id=job["id"], error_code="supabase_unavailable")
     if attempts_refused == 1:
         proxy.heal()
     worker.wait_for("job_completed", job_id=job["id"])
@@ -200,5 +207,5 @@ def test_what_a_stale_worker_uploaded_is_never_seen_and_soon_removed(
         "update public.jobs set status = 'failed', error_code = 'x', completed_at = now() where id = %s",
         (job["id"],),
     )
-    worker.wait_for("orphans_removed")
+    worker.wait_for("objects_removed")
     wait_until(db, "select not exists (select from storage.objects where name like %s)", f"%{job['id']}%")

@@ -40,7 +40,8 @@ from ourvidz_sdxl.startup import run_worker
 from ourvidz_sdxl.storage import Storage
 from ourvidz_sdxl.telemetry import set_up_logging
 from tests.integration.conftest import sign_up
-from tests.processes import TIMEOUT_SECONDS, environ, scratch_supabase
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import environ, scratch_supabase
 from tests.stub_worker import StubEngine
 
 TALKATIVE = [sys.executable, "-m", "tests.faults.test_secrets"]

@@ -16,7 +16,8 @@ from supabase import Client, ClientOptions, create_client
 from tenacity import Retrying, retry_if_exception_type
 
 from ourvidz_sdxl.local import EmbeddedSupabase
-from tests.processes import TIMEOUT_SECONDS, WorkerProcess, scratch_supabase
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import WorkerProcess, scratch_supabase
 
 Database = psycopg.Connection[DictRow]
 

@@ -23,11 +23,11 @@ from websockets.sync.client import connect
 
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database, sign_up
+from tests.pace import TIMEOUT_SECONDS
 
 OUTPUTS = ("sdxl_image_fast", "sdxl_image_high")
 REFERENCES = "reference_images"
 TARGET = "nobody"  # no worker listens to it
-TIMEOUT_SECONDS = 10.0
 PICTURE = b"what the owner sees"
 OPTIONS: FileOptions = {"content-type": "image/png"}
 
@@ -132,6 +132,7 @@ class World:
             self.db.execute("set local session_replication_role = replica")  # no triggers: nothing is sent, nothing cascades
             tables = (
                 "private.leases",
+                "private.removals",
                 "public.jobs",
                 "public.job_images",
                 "public.job_events",

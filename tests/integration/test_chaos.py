@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.__main__ import main
 from tests.chaos.schedule import Fault, draw
 
-SEED, JOBS, WORKERS = 28, 70, 3
+SEED, JOBS, WORKERS = 28, 40, 3
 
 
 def test_a_seed_gives_one_schedule() -> None:

@@ -19,7 +19,9 @@ from unittest import mock
 
 import psycopg
 import pytest
+import structlog
 
+import ourvidz_sdxl.cli  # noqa: F401  which quietens libraries before they are imported
 from ourvidz_sdxl.doctor import examine, machine
 from ourvidz_sdxl.doctor.finding import State
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
@@ -27,7 +29,8 @@ from ourvidz_sdxl.settings import Settings
 from tests.fault_proxy import FaultProxy
 from tests.processes import TINY_MODEL, environ, scratch_supabase
 
-CHECKS = ["settings", "key", "address", "queue functions", "buckets", "realtime", "clock", "model", "gpu", "disk", "image check"]
+CHECKS = ["settings", "key", "address", "migrations", "queue functions", "buckets", "realtime", "clock"]
+CHECKS += ["model", "engine", "gpu", "disk", "image check"]
 FUNCTION = "public.claim_jobs(text, text, text[], uuid, integer, integer)"
 
 # A trigger of the project's own, as pg-safeupdate answers it; the server here does not have that extension.
@@ -77,7 +80,7 @@ def findings(told: str) -> dict[str, dict[str, str]]:
 def test_all_is_well(supabase: EmbeddedSupabase) -> None:
     status, told = doctor(supabase)
     assert [line.partition(": ")[0] for line in told.splitlines()] == [
-        f"{'note' if name == 'gpu' else 'ok  '} {name}" for name in CHECKS
+        f"{'note' if name in ('engine', 'gpu') else 'ok  '} {name}" for name in CHECKS
     ]
     assert status == 0
 
@@ -280,6 +283,15 @@ FAULTS = {
         words="no claim_jobs with the arguments",
         mend="supabase db push",
     ),
+    "an older database": Fault(
+        plant=in_the_database(
+            "update supabase_migrations.schema_migrations set version = 'gone' where version = '20261122000900'",
+            "update supabase_migrations.schema_migrations set version = '20261122000900' where version = 'gone'",
+        ),
+        check="migrations",
+        words="older than this worker: it lacks 20261122000900",
+        mend="supabase db push",
+    ),
     "a view is missing": Fault(
         plant=in_the_database("alter view public.queue_health rename to gone", "alter view public.gone rename to queue_health"),
         check="queue functions",
@@ -364,13 +376,13 @@ FAULTS = {
         plant=with_setting(image_check="no.such.Check"), check="image check", words="no.such.Check", mend="Python path"
     ),
 }
-STOPS_AT = {"settings": CHECKS[1:], "address": CHECKS[3:7]}  # what cannot be looked at then
+STOPS_AT = {"settings": CHECKS[1:], "address": CHECKS[3:8]}  # what cannot be looked at then
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_with_its_mend(patient: Patient, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fault = FAULTS[name]
-    with fault.plant(patient) as settings:
+    with fault.plant(patient) as settings, structlog.testing.capture_logs():
         status = examine(environ(patient.supabase, **settings), as_json=True)
     told, said = capsys.readouterr()
     assert said == "", "no traceback, no warning"

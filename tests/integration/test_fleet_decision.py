@@ -80,7 +80,7 @@ class Fleet:
         """As if that much time had gone by: everything that was noted moves into the past."""
         for table, columns in {
             "public.workers": ("last_seen_at", "idle_since"),
-            "public.worker_starts": ("created_at", "requested_at", "next_try_at"),
+            "public.worker_starts": ("created_at", "requested_at", "running_at", "ended_at", "next_try_at"),
         }.items():
             moved = ", ".join(f"{column} = {column} - make_interval(secs => %(s)s)" for column in columns)
             self.db.execute(f"update {table} set {moved} where target_worker = %(t)s", {"s": 60 * minutes, "t": TARGET})
@@ -288,15 +288,45 @@ class TestTheWayOfAPod:
                 fleet.db.execute("update public.worker_starts set pod_id = 'pod2', state = 'ended', ended_at = now()")
         assert fleet.claim_stops() == []
 
-    def test_one_that_is_never_ready_goes_and_its_place_is_free(self, fleet: Fleet) -> None:
-        fleet.settings(max_workers=1, start_timeout_seconds=600)
-        start_id = fleet.started("pod1")
-        fleet.worker("w", state="failed", pod_id="pod1", error="model_missing: no such file")
+    def never_ready(self, fleet: Fleet, pod_id: str) -> str:
+        """A pod that was asked for, timed out, and was removed."""
+        start_id = fleet.started(pod_id)
+        fleet.worker(pod_id, state="failed", pod_id=pod_id, error="model_missing: no such file")
         assert fleet.claim_stops() == []
         fleet.later(minutes=10.1)
-        assert fleet.claim_stops() == ["pod1"]
+        assert fleet.claim_stops() == [pod_id]
         assert fleet.start(start_id)["error"] == "never ready"
+        fleet.db.execute("select public.report_stop(%s)", (start_id,))
+        return start_id
+
+    def test_one_that_is_never_ready_goes_and_its_place_is_free_a_minute_later(self, fleet: Fleet) -> None:
+        fleet.settings(max_workers=1, start_timeout_seconds=600)
+        self.never_ready(fleet, "pod1")
+        assert fleet.due() == 0
+        fleet.later(minutes=1)
         assert fleet.due() == 1
+
+    def test_the_next_ones_are_asked_for_after_longer_and_longer_pauses_one_at_a_time_and_it_is_seen(self, fleet: Fleet) -> None:
+        fleet.settings(max_workers=3, jobs_per_worker=1, start_timeout_seconds=600)
+        for time, pause_minutes in enumerate([1, 2, 4, 8, 16, 32, 60, 60], start=1):
+            self.never_ready(fleet, f"pod{time}")
+            reason = fleet.health()["why_no_more"]
+            assert reason.startswith(f"{time} workers in a row never got ready; the next one is asked for at ")
+            fleet.later(minutes=pause_minutes - 0.1)
+            assert fleet.due() == 0
+            fleet.later(minutes=0.1)
+            fleet.jobs(5)
+            assert fleet.due() == 1
+
+    def test_one_that_gets_ready_ends_the_pauses(self, fleet: Fleet) -> None:
+        fleet.settings(max_workers=3, jobs_per_worker=1, start_timeout_seconds=600)
+        self.never_ready(fleet, "pod1")
+        fleet.later(minutes=1)
+        fleet.started("pod2")
+        fleet.worker("w2", pod_id="pod2", max_jobs=1)
+        fleet.claim("w2", limit=1)
+        fleet.jobs(5)
+        assert fleet.due() == 2
 
     def test_one_whose_workers_fell_silent_goes(self, fleet: Fleet) -> None:
         fleet.started("pod1")

@@ -22,10 +22,13 @@ async def listener(supabase: EmbeddedSupabase, access_token: str) -> AsyncClient
     return client
 
 
+EVENTS = ("INSERT", "UPDATE", "DELETE", "wake", "cancel", "progress")
+
+
 async def join(client: AsyncClient, topic: str, heard: list[Any]) -> RealtimeSubscribeStates:
     """Joins the private topic with a listener for every event that we send; returns how it ended."""
     channel = client.channel(topic, {"config": {"private": True, "broadcast": None, "presence": None}})
-    for event in ("INSERT", "UPDATE", "wake", "cancel", "progress"):
+    for event in EVENTS:
         channel.on_broadcast(event, heard.append)
     state: asyncio.Future[RealtimeSubscribeStates] = asyncio.get_running_loop().create_future()
 

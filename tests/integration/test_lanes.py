@@ -20,7 +20,8 @@ from ourvidz_sdxl.metrics import Wake
 from ourvidz_sdxl.plan import Plan
 from ourvidz_sdxl.settings import Settings
 from tests.integration.conftest import Database, User
-from tests.processes import TIMEOUT_SECONDS, environ
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import environ
 from tests.stub_worker import StubEngine
 
 TARGET = "lanes"

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database, sign_up
-from tests.processes import STUB, TIMEOUT_SECONDS, WorkerProcess
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import STUB, WorkerProcess
 
 JOBS, WORKERS, USERS = 200, 4, 5
 Rows = list[dict[str, Any]]

@@ -21,7 +21,8 @@ from ourvidz_sdxl.queue_figures import QueueFigures
 from ourvidz_sdxl.settings import Settings
 from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import Database, User
-from tests.processes import REAL, STUB, SUPERVISED_STUB, TIMEOUT_SECONDS, WorkerProcess, environ
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import REAL, STUB, SUPERVISED_STUB, WorkerProcess, environ
 from tests.stub_worker import StubEngine
 
 TARGET = "probed"

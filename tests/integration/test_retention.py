@@ -20,6 +20,7 @@ DAY = "interval '1 day'"
 @pytest.fixture(autouse=True)
 def _kept_for_30_days(db: Database) -> Iterator[None]:
     db.execute("update public.retention set days = 30, next_at = now()")
+    db.execute("truncate private.removals")
     yield
     db.execute("update public.retention set days = null")
 
@@ -53,17 +54,22 @@ def left(db: Database, table: str = "jobs", column: str = "id") -> set[str]:
     return {row["id"] for row in db.execute(f"select {column}::text as id from public.{table}").fetchall()}
 
 
-def retire(service: Client, limit: int = 200, pause_seconds: float = 0) -> list[Any]:
-    answer: Any = service.rpc("retire_jobs", {"p_limit": limit, "p_pause_seconds": pause_seconds}).execute().data
-    return [row["path"] for row in answer]
+def retire(service: Client, limit: int = 200, pause_seconds: float = 0) -> Any:
+    """How many jobs were deleted."""
+    return service.rpc("retire_jobs", {"p_limit": limit, "p_pause_seconds": pause_seconds}).execute().data
 
 
-def test_what_is_older_goes_with_its_history_and_names_its_objects(db: Database, user: User, service: Client) -> None:
+def to_be_removed(db: Database) -> list[str]:
+    return [row["path"] for row in db.execute("select path from private.removals order by path").fetchall()]
+
+
+def test_what_is_older_goes_with_its_history_and_its_objects_are_to_be_removed(db: Database, user: User, service: Client) -> None:
     old, young = finished(db, user, 31), finished(db, user, 29)
     failed = finished(db, user, 31, "failed")
     waiting = user.insert(target_worker=TARGET)["id"]
     db.execute(f"update public.jobs set created_at = now() - 100 * {DAY} where id = %s", (waiting,))
-    assert sorted(retire(service)) == objects_of(user, old)
+    assert retire(service) == 2
+    assert to_be_removed(db) == objects_of(user, old)
     assert left(db) == {young, waiting}
     assert left(db, "job_images", "job_id") == {young}
     assert not {old, failed} & left(db, "job_events", "job_id")
@@ -71,16 +77,17 @@ def test_what_is_older_goes_with_its_history_and_names_its_objects(db: Database,
 
 def test_a_few_at_a_time_the_oldest_first(db: Database, user: User, service: Client) -> None:
     jobs = [finished(db, user, days) for days in (40, 50, 60)]
-    assert sorted(retire(service, limit=1)) == objects_of(user, jobs[2])
-    assert retire(service, limit=1, pause_seconds=15) == objects_of(user, jobs[1])
-    assert retire(service, limit=1, pause_seconds=15) == [], "the fleet together pauses"
+    assert retire(service, limit=1) == 1
+    assert left(db) == set(jobs[:2])
+    assert retire(service, limit=1, pause_seconds=15) == 1
+    assert retire(service, limit=1, pause_seconds=15) == 0, "the fleet together pauses"
     assert left(db) == {jobs[0]}
 
 
 def test_without_a_number_of_days_all_is_kept(db: Database, user: User, service: Client) -> None:
     old = finished(db, user, 3000)
     db.execute("update public.retention set days = null")
-    assert retire(service) == []
+    assert retire(service) == 0
     assert left(db) == {old}
 
 
@@ -104,7 +111,9 @@ def test_a_worker_sees_to_it_and_to_the_bytes(supabase: EmbeddedSupabase, db: Da
     bucket = service.storage.from_("sdxl_image_fast")
     for path in objects_of(user, old):
         bucket.upload(path, b"x", {"content-type": "image/png"})
+    db.execute("update private.sweep set next_at = now() where only_row")
     with WorkerProcess(supabase, STUB, target_worker=TARGET) as worker:
-        assert worker.wait_for("old_jobs_removed")["objects"] == 2
+        assert worker.wait_for("old_jobs_deleted")["jobs"] == 1
+        assert worker.wait_for("objects_removed")["objects"] == 2
     assert left(db) == set()
     assert bucket.list(f"{user.id}/{old}") == []

@@ -169,12 +169,19 @@ claim_starts                refused    refused  refused  refused   yes
 report_start                refused    refused  refused  refused   yes
 claim_stops                 refused    refused  refused  refused   yes
 report_stop                 refused    refused  refused  refused   yes
+applied_migrations          refused    refused  refused  refused   yes
 jobs_ahead                  refused    yes      nothing  nothing   refused
+delete_jobs                 refused    yes      nothing  nothing   refused
+delete_everything           refused    yes      nothing  nothing   refused
+private.applied_migrations  unknown    unknown  unknown  unknown   unknown
 private.backoff             unknown    unknown  unknown  unknown   unknown
 private.jobs_ahead          unknown    unknown  unknown  unknown   unknown
+private.delete_jobs         unknown    unknown  unknown  unknown   unknown
+private.delete_everything   unknown    unknown  unknown  unknown   unknown
 private.is_live             unknown    unknown  unknown  unknown   unknown
 private.is_operator         unknown    unknown  unknown  unknown   unknown
 private.fleet               unknown    unknown  unknown  unknown   unknown
+private.unready_starts      unknown    unknown  unknown  unknown   unknown
 private.fleet_decision      unknown    unknown  unknown  unknown   unknown
 private.call_fleet          unknown    unknown  unknown  unknown   unknown
 private.fleet_is_needed     unknown    unknown  unknown  unknown   unknown
@@ -188,6 +195,9 @@ private.queue_health        unknown    unknown  unknown  unknown   unknown
 private.jobs_before_insert  unknown    unknown  unknown  unknown   unknown
 private.jobs_before_update  unknown    unknown  unknown  unknown   unknown
 private.jobs_changed        unknown    unknown  unknown  unknown   unknown
+private.jobs_deleted        unknown    unknown  unknown  unknown   unknown
+private.job_images_deleted  unknown    unknown  unknown  unknown   unknown
+private.jobs_id_is_free     unknown    unknown  unknown  unknown   unknown
 private.jobs_enqueue        unknown    unknown  unknown  unknown   unknown
 private.jobs_moved          unknown    unknown  unknown  unknown   unknown
 private.lease_facts         unknown    unknown  unknown  unknown   unknown
@@ -196,6 +206,9 @@ private.send                unknown    unknown  unknown  unknown   unknown
 private.wake                unknown    unknown  unknown  unknown   unknown
 the list of all functions   refused    refused  refused  refused   yes
 """)
+
+# For users, about what is their own; with what they return for what is somebody else's.
+OF_ONES_OWN = {"jobs_ahead": None, "delete_jobs": 0, "delete_everything": 0}
 
 TOPICS = expectations("""
                                               anonymous  owner    other    operator  service
@@ -466,6 +479,8 @@ def try_function(name: str, w: World, actor: Actor) -> object:
         "report_stop": {"p_id": w.start_id},
         "report_worker": {"p_worker": "w", "p_state": "failed", "p_facts": w.worker()},
         "jobs_ahead": {"p_job": w.waiting},
+        "delete_jobs": {"p_jobs": [w.waiting, w.running, *w.finished.values()]},
+        "private.delete_jobs": {"p_jobs": [w.waiting]},
         "private.jobs_ahead": {"p_job": w.waiting},
         "private.backoff": {"p_attempt": 1},
         "private.lease_facts": {"p_job": w.running},
@@ -478,7 +493,7 @@ def try_function(name: str, w: World, actor: Actor) -> object:
     schema, _, function = name.rpartition(".")
     client = actor.client.schema(schema) if schema else actor.client
     told = data(client.rpc(function, arguments.get(name, {})))
-    return Verdict.NOTHING if function == "jobs_ahead" and told is None else Verdict.YES  # whatever others return, they were called
+    return Verdict.NOTHING if function in OF_ONES_OWN and told == OF_ONES_OWN[function] else Verdict.YES
 
 
 @cells(FUNCTIONS)
@@ -492,7 +507,9 @@ def test_a_private_function_is_not_found_in_the_exposed_schema_either(scene: Wor
 
 
 @pytest.mark.parametrize("role", Role)
-@pytest.mark.parametrize("table", ["private.leases", "private.sweep", "auth.users", "storage.objects", "realtime.messages"])
+@pytest.mark.parametrize(
+    "table", ["private.leases", "private.sweep", "private.removals", "auth.users", "storage.objects", "realtime.messages"]
+)
 def test_no_other_schema_is_open(scene: World, table: str, role: Role) -> None:
     schema, name = table.split(".")
     assert scene.ask(role, lambda _, actor: actor.client.schema(schema).table(name).select("*").execute()) is Verdict.UNKNOWN
@@ -786,20 +803,26 @@ GRANTS = {
     ),
     *(f"service_role: {action} on private.{table}" for table in ("leases", "sweep") for action in ("SELECT", "UPDATE")),
     *(f"service_role: {action} on private.reaping" for action in ("SELECT", "INSERT", "UPDATE")),
+    *(f"service_role: {action} on private.removals" for action in ("SELECT", "DELETE")),
     *(
-        f"{'authenticated' if name == 'jobs_ahead' else 'service_role'}: EXECUTE on public.{name}()"
+        f"{'authenticated' if name in OF_ONES_OWN else 'service_role'}: EXECUTE on public.{name}()"
         for name in FUNCTIONS
         if "." not in name and " " not in name
     ),
-    "authenticated: EXECUTE on private.jobs_ahead()",  # by the function of that name in public
+    # by the functions of their names in public
+    *(f"authenticated: EXECUTE on private.{name}()" for name in OF_ONES_OWN),
     # by the views fleet, queue_health and job_audit; each asks for itself who the caller is
     *(
         f"{role}: EXECUTE on private.{name}()"
         for name in ("fleet", "queue_health", "is_operator", "lease_facts")
         for role in ("authenticated", "service_role")
     ),
+    "service_role: EXECUTE on private.applied_migrations()",
     # finish_job and claim_starts run with their caller's rights
-    *(f"service_role: EXECUTE on private.{name}()" for name in ("backoff", "is_live", "start_pause", "fleet_decision")),
+    *(
+        f"service_role: EXECUTE on private.{name}()"
+        for name in ("backoff", "is_live", "start_pause", "unready_starts", "fleet_decision")
+    ),
     *(f"{role}: USAGE on public" for role in ("anon", "authenticated", "service_role")),
     "service_role: USAGE on private",
 }
@@ -886,12 +909,14 @@ def test_every_function_has_an_empty_search_path(scene: World) -> None:
     assert scene.db.execute(without).fetchall() == []
 
 
-def test_besides_triggers_only_what_counts_runs_with_its_owners_rights(scene: World) -> None:
+def test_besides_triggers_only_what_counts_or_deletes_ones_own_runs_with_its_owners_rights(scene: World) -> None:
     definers = """select nspname as schema, proname as name, prorettype = 'trigger'::regtype as is_trigger
                     from pg_proc join pg_namespace n on n.oid = pronamespace where prosecdef and nspname in ('public', 'private')"""
     rows = scene.db.execute(definers).fetchall()
     assert {row["schema"] for row in rows} == {"private"}
-    assert {row["name"] for row in rows if not row["is_trigger"]} == {"jobs_ahead", "lease_facts", "fleet", "queue_health"}
+    counting = {"jobs_ahead", "lease_facts", "fleet", "queue_health", "applied_migrations"}
+    deleting = {"delete_jobs", "delete_everything"}  # of the caller's own rows alone
+    assert {row["name"] for row in rows if not row["is_trigger"]} == counting | deleting
 
 
 def test_every_bucket_is_private_and_bounded(scene: World) -> None:

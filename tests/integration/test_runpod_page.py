@@ -26,7 +26,8 @@ from PIL import Image
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase, node
 from tests.fake_runpod import FakeRunPod, Record
-from tests.processes import TIMEOUT_SECONDS, TINY_MODEL, scratch_folder
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import TINY_MODEL, scratch_folder
 from tools.check_database import CLI
 
 PAGE = (ROOT / "docs" / "runpod.md").read_text()

@@ -18,7 +18,8 @@ from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.serverless import Drain
 from ourvidz_sdxl.settings import Settings
 from tests.integration.conftest import Database, User, wait_until
-from tests.processes import TIMEOUT_SECONDS, environ
+from tests.pace import TIMEOUT_SECONDS
+from tests.processes import environ
 from tests.stub_worker import StubEngine
 
 TARGET = "serverless"

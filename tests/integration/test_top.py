@@ -23,11 +23,11 @@ from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.top import View, in_words, span
 from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import Database, User
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import environ
 
 TARGET = "topped"
 COMMAND = [sys.executable, str(ROOT / "worker.py"), "top"]
-TIMEOUT_SECONDS = 300.0
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def test_it_follows_what_happens_and_survives_an_outage(supabase: EmbeddedSupaba
         assert screen.process.wait(TIMEOUT_SECONDS) == 0
 
 
-def drawn(view: View, *, height: int) -> str:
-    console = Console(file=StringIO(), width=160, height=height, force_terminal=True, color_system=None)
+def drawn(view: View, *, height: int, width: int = 160) -> str:
+    console = Console(file=StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     console.print(view)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -136,7 +136,15 @@ def drawn(view: View, *, height: int) -> str:
 def worker(name: str) -> dict[str, Any]:
     return {
         "id": name, "target_worker": "sdxl", "state": "ready", "running": 1, "seen_seconds_ago": 2.5, "gpu": None, "model": None,
-        "version": "1", "error": None, "is_live": True,
+        "version": "1", "error": None, "is_live": True, "engine": None, "engine_note": None,
+    }  # fmt: skip
+
+
+def queue_row() -> dict[str, Any]:
+    return {
+        "target_worker": "sdxl", "waiting": 0, "delayed": 0, "running": 0, "live_workers": 1, "starting_workers": 0,
+        "oldest_waiting_seconds": None, "wait_seconds_p50": 1.5, "wait_seconds_p95": 12, "run_seconds_p50": 3,
+        "completed_last_hour": 5, "failed_last_hour": 0, "cancelled_last_hour": 0, "runpod_error": None,
     }  # fmt: skip
 
 
@@ -146,6 +154,21 @@ def test_a_fleet_that_is_larger_than_the_screen_is_cut_with_a_word() -> None:
     assert len(told.splitlines()) <= 24
     shown = len(re.findall(r"\bw\d+\b", told))
     assert f"and {100 - shown} more" in told
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 240])
+def test_columns_are_dropped_before_one_becomes_unreadable(width: int) -> None:
+    """Who waits, who lives and what went wrong are always there, and whole but for texts that may be cut."""
+    queue = queue_row() | {"waiting": 12345, "completed_last_hour": 1000, "oldest_waiting_seconds": 1e6}
+    workers = [
+        worker("a-host-with-a-long-name-gpu0") | {"error": "model_missing: there is nothing at /workspace", "engine": "fast, FP8"}
+    ]
+    told = drawn(View(queues=[queue], workers=workers), height=24, width=width)
+    assert all(len(line) <= width for line in told.splitlines())
+    for word in ("waiting", "12345", "workers", "state", "ready", "last error", "a-host-with-a-long", "model_missing: ther"):
+        assert word in told, word
+    names = ("put off", "wait p95", "cancelled/h", "GPU", "engine", "version")
+    assert sum(name in told for name in names) == {60: 0, 80: 2, 100: 4, 120: 6, 160: 6, 240: 6}[width]
 
 
 def test_nobody_and_nothing_are_words_too() -> None:

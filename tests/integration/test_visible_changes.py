@@ -18,9 +18,9 @@ from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database, User, sign_up
 from tests.integration.test_isolation import join, listener
 from tests.integration.test_queue_functions import TARGET, Caller, image
+from tests.pace import TIMEOUT_SECONDS
 
 HEARTBEATS = 10
-TIMEOUT_SECONDS = 300
 OF_THE_QUEUE = {
     "lease_token",
     "leased_by",

@@ -73,6 +73,11 @@ class Scene:
         """As the Storage server does with the service key."""
         self.as_worker("insert into storage.objects (bucket_id, name) values (%s, %s)", bucket, path)
 
+    def to_be_removed(self) -> list[str]:
+        """What a worker is told to remove from Storage, from the first object on."""
+        self.owner("update private.sweep set bucket = '', path = '', next_at = now() - interval '1 hour' where only_row")
+        return [row["path"] for row in self.as_worker("select * from public.sweep_orphans(100000)")]
+
     def report(self, state: str = "ready", **facts: Any) -> None:
         facts = {"target_worker": self.target, "host": "h", "version": "1"} | facts
         self.as_worker("select public.report_worker(%s, %s, %s)", f"worker of {self.target}", state, json.dumps(facts))
@@ -254,8 +259,7 @@ class TestStorage:
         path = scene.complete(job_id)
         orphan = path.replace("1-0", "0-0")
         scene.upload(TYPES[0], orphan)
-        scene.owner("update private.sweep set bucket = '', path = '', next_at = now() - interval '1 hour' where only_row")
-        found = [row["path"] for row in scene.as_worker("select * from public.sweep_orphans(100000)")]
+        found = scene.to_be_removed()
         assert orphan in found
         assert path not in found
 
@@ -282,11 +286,28 @@ class TestWorkers:
             owner.execute("set local session_replication_role = replica")  # a finished job never changes
             owner.execute("update public.jobs set completed_at = now() - interval '2 days' where id = %s", (job_id,))
         try:
-            gone = scene.as_worker("select * from public.retire_jobs()")
+            assert scene.as_worker("select public.retire_jobs() as jobs") == [{"jobs": 1}]
         finally:
             scene.as_worker("update public.retention set days = null where only_row")
-        assert {"bucket": TYPES[0], "path": path} in gone
         assert scene.as_user("select 1 from public.jobs where id = %s", job_id) == []
+        assert path in scene.to_be_removed()
+
+    def test_a_user_deletes_jobs_and_everything(self, scene: Scene) -> None:
+        published, running, waiting = scene.insert(), scene.insert(), scene.insert()
+        scene.claim()
+        path = scene.complete(published)
+        scene.claim()
+        reference = f"{scene.user}/reference.png"
+        scene.upload("reference_images", reference)
+        assert scene.as_user("select public.delete_jobs(array[%s, %s]::uuid[]) as jobs", published, running) == [{"jobs": 2}]
+        assert path in scene.to_be_removed()
+        assert scene.as_user("select public.delete_everything() as jobs") == [{"jobs": 1}]
+        assert scene.as_user("select 1 from public.jobs where id = %s", waiting) == []
+        assert reference in scene.to_be_removed()
+
+    def test_a_worker_reads_which_migrations_there_are(self, scene: Scene) -> None:
+        """Here they were applied by hand, and there is no list."""
+        assert scene.as_worker("select public.applied_migrations() as versions") == [{"versions": None}]
 
     def test_the_edge_functions_start_and_stop_pods(self, scene: Scene) -> None:
         scene.owner("insert into public.fleet_settings (target_worker, max_workers) values (%s, 1)", scene.target)

@@ -8,16 +8,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 from PIL import Image
 
-from ourvidz_sdxl.engine import OnStep
+from ourvidz_sdxl.engine import EngineChoice, OnStep
 from ourvidz_sdxl.errors import (
     BlankImage,
+    ContentRefused,
     GpuUnusable,
     JobCancelled,
     JobInvalid,
     LeaseLost,
     OutOfMemory,
+    ReferenceInvalid,
     Released,
     UploadFailed,
     UploadRefused,
@@ -54,7 +57,7 @@ def test_quality_events_have_the_owners_names_and_thresholds(
 class CountingEngine:
     """Paints black, in as many steps as planned."""
 
-    native_size, model, model_hash, gpu, vram_mb = 128, "black", "00", None, None
+    native_size, model, model_hash, gpu, vram_mb, choice = 128, "black", "00", None, None, EngineChoice(kind="black")
 
     def encode_prompts(self, plan: Plan) -> None:
         pass
@@ -234,3 +237,22 @@ def test_every_error_can_be_shown_to_a_user(kind: type[WorkerError]) -> None:
     assert kind.user_message
     assert kind("for the operator").user_message == kind.user_message
     assert str(kind("for the operator")) == "for the operator"
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "with_traceback"),
+    [
+        (JobInvalid(user_message="This job cannot be painted: width"), "warning", False),
+        (ReferenceInvalid("PNG: a chunk is cut off", user_message="The reference image is damaged."), "warning", False),
+        (ContentRefused(), "warning", False),
+        (UploadFailed("504"), "error", True),
+        (RuntimeError("a stranger"), "error", True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_its_user_did_wrong_is_one_line_of_log(error: Exception, level: str, with_traceback: bool) -> None:
+    with structlog.testing.capture_logs() as told:
+        end_failed(Lease(uuid4(), uuid4(), expires_at=60, clock=lambda: 0), error, RecordingQueue(), lambda: True)
+    [line] = told
+    assert (line["event"], line["log_level"], "exc_info" in line) == ("generation_error", level, with_traceback)
+    assert with_traceback or line["reason"] == error.user_message  # type: ignore[attr-defined]

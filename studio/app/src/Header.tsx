@@ -3,6 +3,7 @@
 import { ActionIcon, Anchor, Container, Group, Text, useMantineColorScheme } from '@mantine/core'
 import type { Session } from '@supabase/supabase-js'
 import { IconLogout, IconMoon, IconSun, IconSunMoon } from '@tabler/icons-react'
+import { DeleteEverything } from './DeleteEverything.tsx'
 import { addressOf, type Page } from './page.ts'
 import classes from './Studio.module.css'
 import { useServices } from './services.ts'
@@ -40,6 +41,7 @@ export function Header({ session, page }: { session: Session; page: Page }) {
             <ActionIcon variant="default" size={36} aria-label={label} title={label} onClick={() => setColorScheme(next)}>
               <Icon size={20} />
             </ActionIcon>
+            <DeleteEverything />
             <ActionIcon
               variant="default"
               size={36}

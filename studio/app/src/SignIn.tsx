@@ -8,10 +8,10 @@ const LEAST_CHARACTERS = 6
 
 /** `ended` is the session that ended by itself, and left what was typed. */
 export function SignIn({ ended }: { ended: Session | undefined }) {
-  const { supabase } = useServices()
+  const { supabase, config } = useServices()
   const [isNew, setIsNew] = useState(false)
-  const [email, setEmail] = useState(ended?.user.email ?? '')
-  const [password, setPassword] = useState('')
+  const [email, setEmail] = useState(ended?.user.email ?? config.account?.email ?? '')
+  const [password, setPassword] = useState((!ended && config.account?.password) || '')
   const [busy, setBusy] = useState(false)
   const [told, setTold] = useState<{ email?: string; password?: string; failure?: string; notice?: string }>({})
 

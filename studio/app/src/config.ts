@@ -10,6 +10,8 @@ export interface Config {
   sizes: Size[]
   /** Prompts for somebody who sees the page for the first time. */
   examples: string[]
+  /** Who is signed in when the page is opened: for a demo on this machine alone, since everybody can read it here. */
+  account?: { email: string; password: string }
 }
 
 /** The shapes that SDXL was trained on (Podell et al., 2023, appendix I), as the platform offers them. */

@@ -63,6 +63,7 @@ export class Jobs {
       try {
         for await (const event of this.#sdxl.watchJobs({ signal })) {
           if (event.type === 'state') this.put(event.job)
+          else if (event.type === 'deleted') this.remove(event.id)
           else this.#change({ isHeard: event.type === 'joined' })
           if (event.type !== 'joined') continue
           if (this.#list.failure) void this.more()
@@ -90,6 +91,15 @@ export class Jobs {
     this.#change({ jobs: [...this.#known.values()].sort(isNewerFirst) })
   }
 
+  /** They were deleted. */
+  remove(...ids: string[]): void {
+    for (const id of ids) {
+      this.#known.delete(id)
+      this.#forget(id)
+    }
+    this.#change({ jobs: this.#list.jobs.filter(({ id }) => !ids.includes(id)) })
+  }
+
   /** The next page of older jobs, one at a time. */
   more = async (): Promise<void> => {
     if (this.#list.isLoading || this.#list.isComplete) return
@@ -104,7 +114,7 @@ export class Jobs {
     }
   }
 
-  /** Lists what is new, and what may have changed: down to a known job, and to the oldest one that had not ended. */
+  /** Lists what is new, and what may have changed or gone: down to a known job, and to the oldest one that had not ended. */
   async #newest(): Promise<void> {
     if (!this.#oldest && !this.#list.isComplete) return // the first page is not there yet, and will have it all
     const mine = ++this.#listings // a later one has it all, too
@@ -113,8 +123,14 @@ export class Jobs {
     let isMet = false
     while (mine === this.#listings && !this.#over.signal.aborted) {
       try {
+        const known = this.#list.jobs
         const page = await this.#sdxl.listJobs({ before: last, limit: PAGE })
         isMet ||= page.some(({ id }) => this.#known.has(id))
+        const isOnPage = (job: SDXLJob): boolean => {
+          const end = page.length < PAGE ? undefined : page.at(-1)
+          return (!last || isNewerFirst(job, last) > 0) && (!end || isNewerFirst(job, end) <= 0)
+        }
+        this.remove(...known.filter((job) => isOnPage(job) && !page.some(({ id }) => id === job.id)).map(({ id }) => id))
         this.put(...page)
         last = page.at(-1)
         if (!last || page.length < PAGE || (isMet && (!oldest || isNewerFirst(last, oldest) >= 0))) return

@@ -5,6 +5,7 @@ import { createRoot } from 'react-dom/client'
 import { App } from './App.tsx'
 import { loadConfig } from './config.ts'
 import { createServices, ServicesContext } from './services.ts'
+import { openAccount } from './session.ts'
 
 const theme = createTheme({
   primaryColor: 'indigo',
@@ -30,11 +31,15 @@ const legible: CSSVariablesResolver = ({ colors }) => ({
 })
 
 const page = await loadConfig().then(
-  (config) => (
-    <ServicesContext value={createServices(config)}>
-      <App />
-    </ServicesContext>
-  ),
+  async (config) => {
+    const services = createServices(config)
+    await openAccount(services)
+    return (
+      <ServicesContext value={services}>
+        <App />
+      </ServicesContext>
+    )
+  },
   (error: Error) => (
     <Container py="xl">
       <Alert color="red" role="alert" title="This page does not know its Supabase">

@@ -2,7 +2,7 @@
 
 import type { AuthError, Session } from '@supabase/supabase-js'
 import { useEffect, useState } from 'react'
-import { useServices } from './services.ts'
+import { type Services, useServices } from './services.ts'
 
 interface Access {
   /** Undefined until it is known. */
@@ -21,6 +21,12 @@ export function useSession(): Access {
     return () => data.subscription.unsubscribe()
   }, [supabase])
   return access
+}
+
+/** Signs the demo's account in, where there is one and nobody is signed in yet. */
+export async function openAccount({ supabase, config: { account } }: Services): Promise<void> {
+  const { data } = await supabase.auth.getSession()
+  if (account && !data.session) await supabase.auth.signInWithPassword(account)
 }
 
 /** Who may see workers and the queue: `app_metadata` can be written with the service key alone. */

@@ -84,6 +84,7 @@ begin
   perform set_config('response.status', '202', true), set_config('response.headers', '[{"X-Made": "here"}]', true);
   return '{"ok": true}';
 end $$;
+create function public.reads_what_is_gone() returns integer language plpgsql as $$ begin return (select 1 from public.gone); end $$;
 create function public.request_guc(name text) returns text language sql stable as $$ select current_setting(name, true) $$;
 create function public.empties_by_trigger() returns trigger language plpgsql as $$ begin update public.genres set name = name; return new; end $$;
 create trigger empties before insert on public.genres for each row execute function public.empties_by_trigger();

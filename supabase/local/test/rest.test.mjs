@@ -263,6 +263,7 @@ describe("functions", () => {
     ["a boolean as text", { path: "rpc/echo_text", body: { value: true } }, { status: 200, body: "true" }],
     ["GET does not write", { path: "rpc/writes" }, { status: 405, code: "25006" }],
     ["no such arguments", { path: "rpc/add", body: { a: 1 } }, { status: 404, code: "PGRST202" }],
+    ["a table that it lacks", { path: "rpc/reads_what_is_gone", body: {} }, { status: 404, code: "42P01", message: /^relation "public.gone" does not exist$/ }],
     ["an error of its own making", { path: "rpc/teapot", body: {} }, { status: 418, code: "T1", headers: { "x-pot": "tea" } }],
     ["a status of its own", { path: "rpc/custom_status", body: {} }, { status: 202, body: { ok: true }, headers: { "x-made": "here" } }],
     ["its own time limit, shorter", { path: "rpc/quick", body: {} }, { status: 500, code: "57014" }],

@@ -122,14 +122,15 @@ function Ended({ job }: { job: SDXLJob }) {
   const [failure, setFailure] = useState<string>()
   const [isBusy, setBusy] = useState(false)
 
-  const retry = async (): Promise<void> => {
+  const act = async (action: () => Promise<void>): Promise<void> => {
     setBusy(true)
-    try {
-      jobs.put(await sdxl.retryJob(job.id))
-    } catch (error) {
-      setFailure(sentence(error))
-    }
+    await action().catch((error) => setFailure(sentence(error)))
     setBusy(false)
+  }
+  const retry = async (): Promise<void> => jobs.put(await sdxl.retryJob(job.id))
+  const remove = async (): Promise<void> => {
+    await sdxl.deleteJob(job.id)
+    jobs.remove(job.id)
   }
   const word = job.status === 'cancelled' ? 'Cancelled' : (jobError(job)?.message ?? 'Failed')
   return (
@@ -137,9 +138,14 @@ function Ended({ job }: { job: SDXLJob }) {
       <Text size="sm" c={job.status === 'failed' ? 'red' : 'dimmed'} role="status">
         {failure ?? word}
       </Text>
-      <Button size="compact-sm" variant="default" loading={isBusy} onClick={() => void retry()}>
-        {job.status === 'cancelled' ? 'Paint it after all' : 'Try again'}
-      </Button>
+      <Group gap="xs">
+        <Button size="compact-sm" variant="default" loading={isBusy} onClick={() => void act(retry)}>
+          {job.status === 'cancelled' ? 'Paint it after all' : 'Try again'}
+        </Button>
+        <Button size="compact-sm" variant="default" disabled={isBusy} onClick={() => void act(remove)}>
+          Delete
+        </Button>
+      </Group>
     </Stack>
   )
 }

@@ -6,6 +6,7 @@ import { IconArrowLeft, IconArrowRight, IconDownload, IconPencil, IconPhotoPlus 
 import { useState } from 'react'
 import { useServices } from '../services.ts'
 import { describe } from '../words.ts'
+import { DeleteButton } from './DeleteButton.tsx'
 import { FullPicture } from './FullPicture.tsx'
 import { Parameters } from './Parameters.tsx'
 import type { Finished } from './tiles.ts'
@@ -72,6 +73,7 @@ export default function Viewer({ picture, onNewer, onOlder, onAgain, onReference
             <Button variant="default" leftSection={<IconPhotoPlus size={18} />} onClick={() => onReference(picture)}>
               Start from this
             </Button>
+            <DeleteButton key={job.id} job={job} onFailed={setFailure} />
           </Group>
           {failure && (
             <Alert color="red" role="alert">

@@ -82,7 +82,7 @@ const Workers = ({ fleet }: { fleet: Fleet[] }) => (
     <Table verticalSpacing="xs">
       <Table.Thead>
         <Table.Tr>
-          {['Worker', 'State', 'Jobs', 'GPU', 'Model', 'Version', 'Seen'].map((name) => (
+          {['Worker', 'State', 'Jobs', 'GPU', 'Model', 'Engine', 'Version', 'Seen'].map((name) => (
             <Table.Th key={name} scope="col">
               {name}
             </Table.Th>
@@ -108,6 +108,7 @@ const Workers = ({ fleet }: { fleet: Fleet[] }) => (
               {worker.gpu ? `${worker.gpu}${worker.vram_mb ? `, ${Math.round(worker.vram_mb / 1024)} GB` : ''}` : 'CPU'}
             </Table.Td>
             <Table.Td>{worker.model}</Table.Td>
+            <Table.Td title={worker.engine_note ?? undefined}>{worker.engine}</Table.Td>
             <Table.Td>{worker.version}</Table.Td>
             <Table.Td>{ago(worker.seen_seconds_ago)}</Table.Td>
           </Table.Tr>

@@ -28,6 +28,8 @@ export interface Fleet {
   gpu: string | null
   vram_mb: number | null
   model: string | null
+  engine: string | null
+  engine_note: string | null
   version: string
   is_live: boolean
   running: number

@@ -1,6 +1,6 @@
 // All functions with the client put in already, for who calls them from many places.
 
-import { cancelJob, getJob, listJobs, queuePosition, retryJob, submitSDXLJob } from './jobs.ts'
+import { cancelJob, deleteEverything, deleteJob, getJob, listJobs, queuePosition, retryJob, submitSDXLJob } from './jobs.ts'
 import { imageUrls, uploadReference } from './storage.ts'
 import type { Supabase } from './types.ts'
 import { watchJobs } from './user.ts'
@@ -13,6 +13,8 @@ interface Functions {
   getJob: typeof getJob
   listJobs: typeof listJobs
   cancelJob: typeof cancelJob
+  deleteJob: typeof deleteJob
+  deleteEverything: typeof deleteEverything
   retryJob: typeof retryJob
   queuePosition: typeof queuePosition
   uploadReference: typeof uploadReference
@@ -34,6 +36,8 @@ export function createSDXLClient(supabase: Supabase): SDXLClient {
     getJob,
     listJobs,
     cancelJob,
+    deleteJob,
+    deleteEverything,
     retryJob,
     queuePosition,
     uploadReference,

@@ -350,6 +350,8 @@ export type Database = {
       }
       workers: {
         Row: {
+          engine: string | null
+          engine_note: string | null
           error: string | null
           failed_at: string | null
           gpu: string | null
@@ -370,6 +372,8 @@ export type Database = {
         }
         ComputedFields: never
         Insert: {
+          engine?: string | null
+          engine_note?: string | null
           error?: string | null
           failed_at?: string | null
           gpu?: string | null
@@ -389,6 +393,8 @@ export type Database = {
           vram_mb?: number | null
         }
         Update: {
+          engine?: string | null
+          engine_note?: string | null
           error?: string | null
           failed_at?: string | null
           gpu?: string | null
@@ -413,6 +419,8 @@ export type Database = {
     Views: {
       fleet: {
         Row: {
+          engine: string | null
+          engine_note: string | null
           error: string | null
           failed_at: string | null
           gpu: string | null
@@ -493,6 +501,7 @@ export type Database = {
       }
     }
     Functions: {
+      applied_migrations: { Args: Record<PropertyKey, never>; Returns: string[] }
       claim_jobs: {
         Args: {
           p_job_types: string[]
@@ -520,6 +529,8 @@ export type Database = {
           pod_id: string
         }[]
       }
+      delete_everything: { Args: Record<PropertyKey, never>; Returns: number }
+      delete_jobs: { Args: { p_jobs: string[] }; Returns: number }
       finish_job: {
         Args: {
           p_enhanced_prompt?: string
@@ -545,13 +556,7 @@ export type Database = {
       report_start: { Args: { p_error?: string; p_id: string; p_pod_id?: string; p_provider?: string }; Returns: undefined }
       report_stop: { Args: { p_error?: string; p_id: string }; Returns: undefined }
       report_worker: { Args: { p_facts: Json; p_state: string; p_worker: string }; Returns: undefined }
-      retire_jobs: {
-        Args: { p_limit?: number; p_pause_seconds?: number }
-        Returns: {
-          bucket: string
-          path: string
-        }[]
-      }
+      retire_jobs: { Args: { p_limit?: number; p_pause_seconds?: number }; Returns: number }
       sweep_orphans: {
         Args: { p_limit?: number; p_pause_seconds?: number }
         Returns: {

@@ -1,7 +1,18 @@
 export { createSDXLClient, type SDXLClient } from './client.ts'
 export type { Database, Json } from './database.types.ts'
 export { SDXLError, type SDXLErrorOptions, type SDXLFault } from './errors.ts'
-export { cancelJob, getJob, jobError, type ListOptions, listJobs, queuePosition, retryJob, submitSDXLJob } from './jobs.ts'
+export {
+  cancelJob,
+  deleteEverything,
+  deleteJob,
+  getJob,
+  jobError,
+  type ListOptions,
+  listJobs,
+  queuePosition,
+  retryJob,
+  submitSDXLJob,
+} from './jobs.ts'
 export { messageOf, type SDXLErrorCode } from './messages.ts'
 export { imageUrls, type SDXLImageUrl, uploadReference } from './storage.ts'
 export {

@@ -100,6 +100,20 @@ export async function cancelJob(supabase: Supabase, id: string): Promise<SDXLJob
   })
 }
 
+/**
+ * Deletes a job with its pictures and its history, whatever its status; a running one stops within a denoising step. From then on nothing
+ * of it can be read, but for signed URLs until the files are gone, too: a worker removes them, within seconds where one runs. Deleted
+ * twice is no error.
+ */
+export async function deleteJob(supabase: Supabase, id: string): Promise<void> {
+  await patiently(() => request(supabase, () => supabase.rpc('delete_jobs', { p_jobs: [id] })))
+}
+
+/** Deletes all of the user's jobs, as `deleteJob` does, and their uploaded references. */
+export async function deleteEverything(supabase: Supabase): Promise<void> {
+  while (await patiently(() => request(supabase, () => supabase.rpc('delete_everything'))));
+}
+
 /** How many jobs come before a waiting one, those of all users: 0 is the next. Null when it does not wait (any more). */
 export async function queuePosition(supabase: Supabase, id: string): Promise<number | null> {
   return request(supabase, () => supabase.rpc('jobs_ahead', { p_job: id }))

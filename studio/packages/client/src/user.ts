@@ -6,9 +6,18 @@ import { listen } from './realtime.ts'
 import { userIdOf } from './session.ts'
 import type { SDXLImage, SDXLJob, Supabase } from './types.ts'
 
+/** What comes on `user:<id>`. A deleted job has no record any more. */
+export interface UserMessage {
+  record?: object | null
+  old_record?: { id: string } | null
+  images?: SDXLImage[] | null
+}
+
 export type SDXLListEvent =
   /** A job was asked for, or changed. */
   | { type: 'state'; job: SDXLJob }
+  /** A job was deleted. */
+  | { type: 'deleted'; id: string }
   /** Realtime was joined, for the first time or again, or the page woke: list the jobs now, since changes may have been missed. */
   | { type: 'joined' }
   /** Realtime is away, and by itself it comes back: until then nothing is heard. */
@@ -33,8 +42,9 @@ export async function* watchJobs(
   }
   const leave = listen(supabase, `user:${await userIdOf(supabase)}`, {
     onMessage: (_, payload) => {
-      const { record, images } = (payload ?? {}) as { record?: object; images?: SDXLImage[] | null }
+      const { record, images, old_record: old } = (payload ?? {}) as UserMessage
       if (record) put({ type: 'state', job: asJob(record, images) })
+      else if (old) put({ type: 'deleted', id: old.id })
     },
     onJoined: (joined) => {
       isJoined = joined

@@ -4,7 +4,8 @@
 import { SDXLError } from './errors.ts'
 import { asJob, getJob } from './jobs.ts'
 import { listen } from './realtime.ts'
-import { isFinished, type SDXLImage, type SDXLJob, type Supabase } from './types.ts'
+import { isFinished, type SDXLJob, type Supabase } from './types.ts'
+import type { UserMessage } from './user.ts'
 
 /** More kinds may come; pass over those that you do not know. */
 export type SDXLEvent =
@@ -23,6 +24,7 @@ const REFUSALS = 3
 /**
  * The job as it is now, and then all that happens to it until it has ended. `break` and the signal end it too, and leave nothing open;
  * after an abort it throws the signal's reason, as `fetch` does. A failed job is no error here: its last state has the `error_code`.
+ * Throws `job_not_found` when the job is deleted.
  */
 export async function* watchJob(
   supabase: Supabase,
@@ -51,8 +53,9 @@ export async function* watchJob(
     put({ type: 'state', job })
   }
   const onMessage = (event: string, payload: unknown): void => {
-    const { record, images, ...rest } = (payload ?? {}) as { record?: object; images?: SDXLImage[] | null }
+    const { record, images, old_record: old, ...rest } = (payload ?? {}) as UserMessage
     if (record) take(asJob(record, images))
+    else if (old) old.id === id && void read()
     else if (!isFinished(job)) readStep(event, rest, put)
   }
 
