@@ -23,9 +23,13 @@ demo: $(VENV)/.demo $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.html  
 .PHONY: test
 test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
 	$(BIN)/python -m tools.chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 	cd $(LOCAL) && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test
 	cd studio && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test
+
+.PHONY: unit
+unit: $(VENV)/.installed  ## The tests that need neither Node nor a browser, in a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/unit
 
 .PHONY: check
 check: setup  ## Formatting, lints (the database's too), types, import directions, known vulnerabilities
