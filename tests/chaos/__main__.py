@@ -119,6 +119,10 @@ def results_of(done: Run) -> list[dict[str, Any]]:
         figure("jobs that did not end exactly once", "jobs", len(contradictions["every job ended exactly once"]), 0, "lower"),
         figure("finishes accepted twice", "finishes", len(contradictions["no finish accepted twice"]), 0, "lower"),
         figure("objects that disagree with their rows", "objects", len(contradictions["images and objects agree"]), 0, "lower"),
+        figure("jobs deleted by their users", "jobs", sum(found["deleted"].values()), None, "higher"),
+        figure(
+            "remains of deleted jobs", "rows and objects", len(contradictions["deleted jobs are gone, others are not"]), 0, "lower"
+        ),
         figure("orphaned objects left", "objects", len(contradictions["no object without a row"]), 0, "lower"),
         figure("recovery, p50", "s", recovery["p50"], None, "lower"),
         figure("recovery, p99", "s", recovery["p99"], None, "lower"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,6 +30,7 @@ ENDS: Mapping[Kind, set[tuple[str, str | None]]] = {
     Kind.REFERENCE: {("completed", None)},
     Kind.LARGE: {("completed", None)},
     Kind.CANCELLED: {("completed", None), ("cancelled", None)},
+    Kind.DELETED: set(),
     Kind.MISSING_REFERENCE: {("failed", "invalid_reference")},
     Kind.INVALID: {("failed", "invalid_job")},
     Kind.UNFORESEEN: {("failed", "unknown_error")},
@@ -56,6 +57,7 @@ class Findings:
 def check(
     schedule: Schedule,
     ids: Mapping[int, str],
+    deleted: Set[str],
     seen: Seen,
     said: Sequence[Said],
     blows: Sequence[Blow],
@@ -66,28 +68,49 @@ def check(
     wish_of = {ids[wish.number]: wish for wish in schedule.wishes if wish.number in ids}
     missing = [f"wish {wish.number} never became a row" for wish in schedule.wishes if wish.number not in ids]
     findings.contradictions = {
-        "each wish is one job": [(None, words) for words in missing] + list(one_row_each(wish_of, seen)),
+        "each wish is one job": [(None, words) for words in missing] + list(one_row_each(wish_of, deleted, seen)),
+        "deleted jobs are gone, others are not": list(gone(deleted, seen)),
         "every job ended exactly once": list(ended_once(seen)),
         "every end is one that was asked for or planted": list(allowed_ends(wish_of, seen, blows, findings.used_up)),
         "every job has its lease, and it agrees": list(leases_agree(seen)),
         "no two leases at once": list(leases_in_turn(seen)),
-        "no finish accepted twice": list(finished_once(seen, said, verdicts)),
+        "no finish accepted twice": list(finished_once(deleted, seen, said, verdicts)),
         "completed jobs have their images, others none": list(images_of_completed(seen)),
         "images and objects agree": list(objects_agree(seen, supabase)),
         "no object without a row": [(name.split("/")[1], f"{bucket}/{name} is an orphan") for bucket, name in orphans(seen)],
     }
     findings.figures = figures(seen, said, blows)
+    findings.figures["deleted"] = dict(Counter(str(last_status(seen.changes[job_id])) for job_id in sorted(deleted)))
     findings.figures["claims_of_poison"] = sorted(
         f"{wish.kind} {seen.jobs[job_id]['claims']}" for job_id, wish in wish_of.items() if wish.kind in POISON
     )
     return findings
 
 
-def one_row_each(wish_of: Mapping[str, Wish], seen: Seen) -> Iterator[Contradiction]:
+def one_row_each(wish_of: Mapping[str, Wish], deleted: Set[str], seen: Seen) -> Iterator[Contradiction]:
     for job_id in seen.jobs.keys() - wish_of.keys():
         yield job_id, "nobody asked for this row, or somebody asked once and got two"
-    for job_id in wish_of.keys() - seen.jobs.keys():
+    for job_id in wish_of.keys() - seen.jobs.keys() - deleted:
         yield job_id, "the row is gone"
+
+
+def last_status(changes: Sequence[DictRow]) -> str | None:
+    """Of a deleted job: what it was before."""
+    return changes[-1]["old_status"] if changes else None
+
+
+def gone(deleted: Set[str], seen: Seen) -> Iterator[Contradiction]:
+    """Nothing of a deleted job is left that anybody could read, and nothing else was deleted."""
+    for job_id in deleted:
+        for what, left in (("row", job_id in seen.jobs), ("images", job_id in seen.images), ("history", job_id in seen.events)):
+            if left:
+                yield job_id, f"deleted, and its {what} is there"
+    for bucket, name in seen.objects:
+        if name.split("/")[1] in deleted:
+            yield name.split("/")[1], f"deleted, and {bucket}/{name} is there"
+    for job_id, changes in seen.changes.items():
+        if any(change["operation"] == "DELETE" for change in changes) and job_id not in deleted:
+            yield job_id, "the row was deleted, and nobody had asked for it"
 
 
 def ended_once(seen: Seen) -> Iterator[Contradiction]:
@@ -101,9 +124,6 @@ def ended_once(seen: Seen) -> Iterator[Contradiction]:
             yield job_id, f"the witness saw {[change['new_status'] for change in changes]}"
         if [change["new_status"] for change in changes] != statuses:
             yield job_id, f"the history says {statuses}, and the witness {[change['new_status'] for change in changes]}"
-    for job_id, changes in seen.changes.items():
-        if any(change["operation"] == "DELETE" for change in changes):
-            yield job_id, "the row was deleted"
 
 
 def allowed_ends(wish_of: Mapping[str, Wish], seen: Seen, blows: Sequence[Blow], used_up: list[str]) -> Iterator[Contradiction]:
@@ -159,7 +179,7 @@ def leases_in_turn(seen: Seen) -> Iterator[Contradiction]:
                 yield job_id, f"its leases {lease.claims} and {following.claims} had the same token"
 
 
-def finished_once(seen: Seen, said: Sequence[Said], verdicts: Sequence[Verdict]) -> Iterator[Contradiction]:
+def finished_once(deleted: Set[str], seen: Seen, said: Sequence[Said], verdicts: Sequence[Verdict]) -> Iterator[Contradiction]:
     """What workers believe to have completed is what the database took, once and from them."""
     completed: dict[str, list[Said]] = defaultdict(list)
     for one in said:
@@ -169,6 +189,8 @@ def finished_once(seen: Seen, said: Sequence[Said], verdicts: Sequence[Verdict])
         job = seen.jobs.get(job_id)
         if len(claims) > 1:
             yield job_id, f"completed {len(claims)} times, by {[one.pod for one in claims]}"
+        elif job_id in deleted:
+            continue
         elif job is None or job["status"] != "completed":
             yield job_id, f"{claims[0].pod} completed it, and its row is {job and job['status']}"
         elif job["worker"] != claims[0].pod:

@@ -87,7 +87,7 @@ def run(schedule: Schedule, logs: Path, say: Say) -> Run:
         network.stop()
         seen = witness.read(look)
         said = sorted((one for pod in pods for one in pod.said), key=lambda one: one.at)
-        findings = check(schedule, crowd.ids, seen, said, striker.blows, network.verdicts, supabase)
+        findings = check(schedule, crowd.ids, crowd.deleted, seen, said, striker.blows, network.verdicts, supabase)
         findings.contradictions["users were served"] = [(None, words) for visitor in crowd.visitors for words in visitor.given_up]
         findings.contradictions["workers said nothing but events"] = [(None, line) for pod in pods for line in pod.noise]
         findings.figures |= network.figures() | {
@@ -122,7 +122,7 @@ def wait_until_swept(look: Look, pods: Sequence[Pod]) -> None:
             raise TimeoutError("processes without a supervisor do not end")
         time.sleep(0.3)
     rounds = 0
-    while rounds < 2 or count_orphans(look):
+    while rounds < 2 or count_orphans(look) or look("select from private.removals limit 1"):
         look("update private.sweep set next_at = now()")
         while not (at := look("select bucket, path from private.sweep where next_at > now() + interval '1 s'")):
             if time.monotonic() > deadline:

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     REFERENCE = "reference"
     LARGE = "large"  # the GPU runs out of memory: painted in small pieces
     CANCELLED = "cancelled"  # its user asks to stop, at once or a moment later
+    DELETED = "deleted"  # its user deletes it: while it waits or runs, or when it is over
     MISSING_REFERENCE = "missing_reference"
     INVALID = "invalid"  # fails for good at the first attempt
     UNFORESEEN = "unforeseen"  # fails at every attempt
@@ -49,6 +50,7 @@ PROMPTS = {
 SHARES = {
     Kind.REFERENCE: 100,
     Kind.CANCELLED: 100,
+    Kind.DELETED: 100,
     Kind.LARGE: 30,
     Kind.MISSING_REFERENCE: 20,
     Kind.INVALID: 20,
@@ -69,7 +71,7 @@ class Wish:
     job_type: str
     batch_size: int
     steps: int
-    cancel_after_seconds: float | None
+    end_after_seconds: float | None  # until its user cancels or deletes it
 
 
 class Fault(StrEnum):
@@ -153,10 +155,16 @@ def _wishes(dice: random.Random, jobs: int, seconds: float, users: int) -> tuple
                 job_type=dice.choice(["sdxl_image_fast", "sdxl_image_high"]),
                 batch_size=dice.choice([1, 1, 3]),
                 steps=dice.randint(2, 10),
-                cancel_after_seconds=round(dice.choice([0.0, dice.uniform(0, 1.5)]), 3) if kind is Kind.CANCELLED else None,
+                end_after_seconds=_end_after(dice, kind),
             )
         )
     return tuple(wishes)
+
+
+def _end_after(dice: random.Random, kind: Kind) -> float | None:
+    if kind is Kind.CANCELLED:
+        return round(dice.choice([0.0, dice.uniform(0, 1.5)]), 3)
+    return round(dice.choice([0.0, dice.uniform(0, 1.5), dice.uniform(1.5, 8)]), 3) if kind is Kind.DELETED else None
 
 
 def _strikes(

@@ -40,6 +40,7 @@ class Visitor:
         assert answer.user
         self.id = answer.user.id
         self.ids: dict[int, str] = {}
+        self.deleted: set[str] = set()
         self.given_up: list[str] = []
         self.tries = 0
         self.already_there = 0
@@ -82,24 +83,26 @@ class Visitor:
             if error.code not in {"PT409", "409"}:
                 raise
 
+    def delete(self, job_id: str) -> None:
+        self._persist(self.client.rpc("delete_jobs", {"p_jobs": [job_id]}).execute)
+        self.deleted.add(job_id)
+
     def live(self, wishes: Sequence[Wish], began: float) -> None:
         """Does what the schedule says of this user; `began` is the monotonic clock's at its second 0."""
         acts: list[tuple[float, int, Wish]] = []
         for wish in wishes:
             acts.append((wish.at_seconds, 0, wish))
-            if wish.cancel_after_seconds is not None:
-                acts.append((wish.at_seconds + wish.cancel_after_seconds, 1, wish))
+            if wish.end_after_seconds is not None:
+                acts.append((wish.at_seconds + wish.end_after_seconds, 1, wish))
         for at, what, wish in sorted(acts, key=lambda act: act[:2]):
             time.sleep(max(0.0, began + at - time.monotonic()))
             try:
                 if what == 0:
                     self.ids[wish.number] = self.insert(wish)
                 elif wish.number in self.ids:
-                    self.cancel(self.ids[wish.number])
+                    (self.delete if wish.kind is Kind.DELETED else self.cancel)(self.ids[wish.number])
             except Exception as error:  # noqa: BLE001  whatever it is, the report shall say it and the other wishes shall be made
-                self.given_up.append(
-                    f"{'cancel' if what else 'insert'} {wish.number} ({wish.kind}): {type(error).__name__}: {error}"
-                )
+                self.given_up.append(f"{'end' if what else 'insert'} {wish.number} ({wish.kind}): {type(error).__name__}: {error}")
 
     def _persist(self, call: Callable[[], T]) -> T:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -138,3 +141,7 @@ class Crowd:
     def ids(self) -> dict[int, str]:
         """The row's id of each wish's number."""
         return {number: job_id for visitor in self.visitors for number, job_id in visitor.ids.items()}
+
+    @property
+    def deleted(self) -> set[str]:
+        return {job_id for visitor in self.visitors for job_id in visitor.deleted}

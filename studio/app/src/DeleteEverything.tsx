@@ -45,7 +45,7 @@ export function DeleteEverything() {
             <Button variant="default" data-autofocus onClick={close}>
               Keep everything
             </Button>
-            <Button color="red" loading={isBusy} onClick={() => void remove()}>
+            <Button color="red.9" loading={isBusy} onClick={() => void remove()}>
               Delete everything
             </Button>
           </Group>

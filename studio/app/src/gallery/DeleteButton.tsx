@@ -39,7 +39,7 @@ export function DeleteButton({ job, onFailed }: Props) {
     )
   return (
     <Button.Group>
-      <Button color="red" loading={isBusy} onClick={() => void remove()}>
+      <Button color="red.9" loading={isBusy} onClick={() => void remove()}>
         {count > 1 ? `Delete all ${count} for good` : 'Delete for good'}
       </Button>
       <Button variant="default" autoFocus onClick={() => setAsked(false)}>

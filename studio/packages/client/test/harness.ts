@@ -16,6 +16,12 @@ import { createClient, type SupabaseClient } from '@supabase/supabase-js'
 export const ROOT: string = join(import.meta.dirname, '../../../..')
 const PYTHON = process.env.PYTHON ?? join(ROOT, '.venv/bin/python')
 
+/** One pixel. */
+export const PNG = Buffer.from(
+  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
+  'base64',
+)
+
 export interface Server {
   api_url: string
   db_url: string

@@ -6,6 +6,7 @@ import { before, test } from 'node:test'
 import {
   cancelJob,
   createSDXLClient,
+  deleteEverything,
   getJob,
   imageUrls,
   isFinished,
@@ -17,12 +18,14 @@ import {
   type SDXLJob,
   type SDXLParams,
   submitSDXLJob,
+  uploadReference,
   watchJob,
 } from '@ourvidz/sdxl-client'
 import {
   collect,
   Flaky,
   PAINTABLE,
+  PNG,
   type Server,
   service,
   signUp,
@@ -97,6 +100,33 @@ test('a waiting job is cancelled at once, and a completed one stays as it is', a
   await collect(watchJob(user.supabase, id))
   assert.equal((await cancelJob(user.supabase, id)).status, 'completed')
   await assert.rejects(cancelJob(user.supabase, randomUUID()), refused('job_not_found'))
+})
+
+test('a job is deleted with its pictures, whatever its status, and twice is no error', async () => {
+  const { submitSDXLJob, watchJob, deleteJob } = createSDXLClient(user.supabase)
+  const done = await submitSDXLJob(PAINTABLE)
+  await collect(watchJob(done.id))
+  const [image] = (await getJob(user.supabase, done.id)).images
+  assert.ok(image)
+  const running = await submitSDXLJob({ ...PAINTABLE, steps: 100, target_worker: 'slow' })
+  const watched = (async () => {
+    for await (const event of watchJob(running.id)) if (event.type === 'progress') await deleteJob(running.id)
+  })()
+  await assert.rejects(watched, refused('job_not_found'))
+  for (const _ of [1, 2]) await deleteJob(done.id)
+  for (const { id } of [done, running]) await assert.rejects(getJob(user.supabase, id), refused('job_not_found'))
+  const { error } = await user.supabase.storage.from(image.bucket).download(image.path)
+  assert.ok(error)
+})
+
+test('everything is deleted, of this user alone', async () => {
+  const [one, other] = [await signUp(server), await signUp(server)]
+  const path = await uploadReference(one.supabase, new Blob([PNG], { type: 'image/png' }))
+  for (const each of [one, other]) await submitSDXLJob(each.supabase, { ...PAINTABLE, target_worker: 'nobody' })
+  await deleteEverything(one.supabase)
+  assert.deepEqual([(await listJobs(one.supabase)).length, (await listJobs(other.supabase)).length], [0, 1])
+  const { data } = await service(server).schema('public').rpc('sweep_orphans', { p_pause_seconds: 0 })
+  assert.ok((data as { path: string }[] | null)?.some((object) => object.path === path) ?? false)
 })
 
 test('a waiting job knows how many come before it', async () => {

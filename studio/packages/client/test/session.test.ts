@@ -17,7 +17,7 @@ import {
 } from '@ourvidz/sdxl-client'
 import { createClient, type Session } from '@supabase/supabase-js'
 import { asSDXLError } from '../src/errors.ts'
-import { Flaky, PAINTABLE, type Server, signUp, startSupabase, type User } from './harness.ts'
+import { Flaky, PAINTABLE, PNG, type Server, signUp, startSupabase, type User } from './harness.ts'
 
 const JWT_SECRET = 'super-secret-jwt-token-with-at-least-32-characters-long' // supabase/config.toml
 
@@ -137,10 +137,6 @@ async function expire({ supabase }: User, session?: Session | null): Promise<voi
   await storage.setItem(storageKey, JSON.stringify({ ...data.session, access_token: `${signed}.${signature}` }))
 }
 const refreshes = (): number => flaky.requests.filter((line) => line.includes('grant_type=refresh_token')).length
-const PNG = Buffer.from(
-  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-  'base64',
-)
 const FOR_NOBODY = { ...PAINTABLE, target_worker: 'nobody' }
 
 test('a token that the server takes for expired is renewed, and the request done, with each function', async () => {

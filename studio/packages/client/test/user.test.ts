@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { createSDXLClient, type SDXLListEvent, submitSDXLJob, watchJob, watchJobs } from '@ourvidz/sdxl-client'
+import { createSDXLClient, deleteJob, type SDXLListEvent, submitSDXLJob, watchJob, watchJobs } from '@ourvidz/sdxl-client'
 import { collect, PAINTABLE, service, signUp, until } from './harness.ts'
 import { allLeft, joined, scene, submit, submitForNobody } from './scene.ts'
 
@@ -32,6 +32,21 @@ test('every change of every job is told, with the pictures of the completed ones
   controller.abort(new Error('enough'))
   assert.equal(((await done) as Error).message, 'enough')
   await allLeft()
+})
+
+test('a deleted job is told by its id', async () => {
+  const controller = new AbortController()
+  const watch = watchJobs(scene.user.supabase, controller)
+  const told: string[] = []
+  const done = (async () => {
+    for await (const event of watch) told.push(event.type === 'deleted' ? `deleted ${event.id}` : event.type)
+  })().catch(() => undefined)
+  await until(() => told.length === 1, 'joined')
+  const { id } = await submitForNobody()
+  await deleteJob(scene.user.supabase, id)
+  await until(() => told.includes(`deleted ${id}`), 'deleted')
+  controller.abort()
+  await done
 })
 
 test('it says when Realtime was lost, and when the list should be read again', async () => {
