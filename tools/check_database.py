@@ -48,8 +48,8 @@ OURS = """
      and n.nspname not in ('pg_catalog', 'information_schema', 'auth', 'storage', 'realtime', 'extensions', 'graphql',
                            'graphql_public', 'vault', 'cron', 'net', 'pgbouncer', 'supabase_functions', 'supabase_migrations')
      -- To count what is before one's own job is to count others': it returns one number. lease_facts returns what job_audit shows
-     -- of one's own job, and the delete_… delete one's own jobs. The other two return nothing to anybody but operators. REST does not
-     -- reach their schema.
+     -- of one's own job, and the delete_… delete one's own jobs. The other two return nothing to anybody but operators. REST does
+     -- not reach their schema.
      and p.oid <> all (array['private.jobs_ahead(uuid)', 'private.lease_facts(uuid)', 'private.delete_jobs(uuid[])',
                              'private.delete_everything()', 'private.fleet()', 'private.queue_health()']::regprocedure[])
 """
