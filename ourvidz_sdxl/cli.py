@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,8 +48,9 @@ def serve_requests() -> int:
 
 def end(status: int) -> NoReturn:
     """Ends the process without the interpreter's own end, in which a thread that is still inside of torch aborts it (SIGABRT)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log that cannot be written stops nothing
+            stream.flush()
     os._exit(status)
 
 

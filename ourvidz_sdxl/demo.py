@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import httpx
 from postgrest.exceptions import APIError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from supabase import AsyncClient, AuthApiError, acreate_client, create_client
+from supabase import AsyncClient, AsyncClientOptions, AuthApiError, acreate_client, create_client
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
 from ourvidz_sdxl.studio import BUNDLED_MODEL, serve_studio
@@ -122,37 +123,42 @@ def worker_process(supabase: EmbeddedSupabase) -> Iterator[subprocess.Popen[byte
 
 async def as_a_frontend(supabase: EmbeddedSupabase, wish: Wish, out: Path) -> tuple[dict[str, Any], list[Path]]:
     """Signs in, inserts the job, listens, downloads. Returns the finished row and the files."""
-    client = await acreate_client(supabase.url, supabase.publishable_key)
+    async with httpx.AsyncClient() as http:
+        client = await acreate_client(supabase.url, supabase.publishable_key, AsyncClientOptions(httpx_client=http))
+        try:
+            job = await painted(client, wish)
+            return job, await download(client, job["id"], out)
+        finally:
+            await client.realtime.close()
+
+
+async def painted(client: AsyncClient, wish: Wish) -> dict[str, Any]:
     session = await client.auth.sign_in_with_password(cast("Any", ACCOUNT))
     if session.user is None or session.session is None:
         raise RuntimeError("the embedded Auth should have signed the demo's account in")
     user_id = session.user.id
     await client.realtime.set_auth(session.session.access_token)
 
+    job_id = str(uuid4())  # known before the first message about it
     finished: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
     with progress_display() as show:
 
         def on_change(message: Any) -> None:
             record = message["payload"]["record"]
-            if record["id"] != row["id"]:
+            if record["id"] != job_id:
                 return
             show(record["status"], record["progress"])
             if record["completed_at"] and not finished.done():
                 finished.set_result(record)
 
-        row = {"id": str(uuid4())}  # known before the first message about it
         await subscribe(client, f"user:{user_id}", {"INSERT": on_change, "UPDATE": on_change})
-        await insert_job(client, user_id, row["id"], wish)
-        await subscribe(
-            client, f"job:{row['id']}", {"progress": lambda message: show("processing", message["payload"]["progress"])}
-        )
+        await insert_job(client, user_id, job_id, wish)
+        await subscribe(client, f"job:{job_id}", {"progress": lambda message: show("processing", message["payload"]["progress"])})
         loading = asyncio.create_task(say_when_the_model_loads(client, show))
         async with asyncio.timeout(JOB_TIMEOUT_SECONDS):
             job = await finished
         loading.cancel()
-    paths = await download(client, job["id"], out)
-    await client.realtime.close()
-    return job, paths
+    return job
 
 
 async def say_when_the_model_loads(client: AsyncClient, show: Any) -> None:

@@ -166,8 +166,8 @@ class FaultProxy:
     async def _stop(self) -> None:
         self._silent = False
         await self._close_sockets(1001)
-        await self._session.close()
         await self._runner.cleanup()
+        await self._session.close()  # last: a request that came meanwhile would be answered with an error of the proxy's own
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
@@ -194,10 +194,11 @@ class FaultProxy:
                     name: value for name, value in answer.headers.items() if name.lower() not in HOP_HEADERS - {"content-encoding"}
                 }
                 return web.Response(status=answer.status, body=await answer.read(), headers=kept)
-        except (aiohttp.ClientError, TimeoutError):
-            return self._away()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return self._away(error)
 
-    def _away(self) -> web.StreamResponse:
+    def _away(self, error: Exception) -> web.StreamResponse:
+        self.counts[f"away: {error!r}"] += 1
         return web.json_response({"code": "502", "message": "the server is away"}, status=502)
 
     async def _tunnel(self, request: web.Request) -> web.StreamResponse:
@@ -209,8 +210,8 @@ class FaultProxy:
             server = await self._session.ws_connect(f"{self.upstream}{request.raw_path}", max_msg_size=0)
         except aiohttp.WSServerHandshakeError as refusal:
             return web.Response(status=refusal.status)
-        except (aiohttp.ClientError, TimeoutError):
-            return self._away()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return self._away(error)
         async with server:
             client = web.WebSocketResponse(autoping=False, autoclose=False, max_msg_size=0)
             await client.prepare(request)

@@ -1,10 +1,10 @@
 """A worker whose UNet turns into NaN once it is loaded and proven: a GPU's memory that fails, as nobody sees until it paints."""
 
 import os
-import sys
 
 import torch
 
+from ourvidz_sdxl.cli import end
 from ourvidz_sdxl.engine import Engine
 from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.settings import Settings
@@ -22,4 +22,4 @@ def load_and_corrupt(settings: Settings) -> Engine:
 if __name__ == "__main__":
     settings = Settings.from_env(os.environ)
     set_up_logging(settings.log_format, settings.log_level)
-    sys.exit(run_worker(settings, lambda: load_and_corrupt(settings)))
+    end(run_worker(settings, lambda: load_and_corrupt(settings)))

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ourvidz_sdxl import errors, supervisor
+from ourvidz_sdxl.cli import end
 from ourvidz_sdxl.engine import EngineChoice, OnStep
 from ourvidz_sdxl.plan import Plan
 from ourvidz_sdxl.settings import Settings
@@ -98,7 +99,7 @@ if __name__ == "__main__":
     if "--supervised" in sys.argv:
         if os.environ.keys() & {"STUB_DIES_AT_START", "STUB_RAISES"}:
             supervisor.MAX_PAUSE_SECONDS = 0
-        sys.exit(supervisor.supervise(settings, [sys.executable, "-m", "tests.stub_worker"]))
+        end(supervisor.supervise(settings, [sys.executable, "-m", "tests.stub_worker"]))
     if "STUB_DIES_AT_START" in os.environ:
         sys.exit(70)
-    sys.exit(run_worker(settings, lambda: StubEngine(float(os.environ.get("STUB_STEP_SECONDS", "0")))))
+    end(run_worker(settings, lambda: StubEngine(float(os.environ.get("STUB_STEP_SECONDS", "0")))))

@@ -1,11 +1,10 @@
 """The fast engine on a real GPU: cancelled in the middle, from kept weights, in FP8, guided in an interval, and with two UNets.
 
-Needs CUDA, and a full-size model in CHECKPOINT: `python tools/single_file.py --random --device cuda --out X.safetensors` makes one.
+Needs CUDA, and a full-size model in CHECKPOINT.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import replace
 from itertools import count
@@ -23,13 +22,6 @@ from tests.gpu.test_memory import PLAN
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 ONE = replace(PLAN, seeds=(1,), steps=25)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    link = tmp_path_factory.mktemp("model") / "random.safetensors"
-    link.symlink_to(Path(os.environ["CHECKPOINT"]).resolve())
-    return link
 
 
 @pytest.fixture(scope="module")

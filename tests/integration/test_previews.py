@@ -19,7 +19,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "batch of 3": {"batch_size": 3},
     "no guidance": {"guidance_scale": 1.0},
     "modify": {**REFERENCE, "reference_strength": 0.2},
-    "another size": {"width": 64, "height": 128},
+    "another size": {"width": 128, "height": 192},
     "dpmpp_2m": {"scheduler": Scheduler.DPMPP_2M},
 }
 

@@ -96,8 +96,8 @@ class Reader:
 
     def begin(self, block: Block) -> subprocess.Popen[str]:
         before, after = (
-            f"set -euo pipefail\nPATH={self.folder}/bin:$PATH",
-            f"env -0 > {self.folder}/environ\npwd > {self.folder}/cwd",
+            f'set -euo pipefail\nPATH="{self.folder}/bin:$PATH"',
+            f'env -0 > "{self.folder}/environ"\npwd > "{self.folder}/cwd"',
         )
         script = f"{before}\n{block.text}\n{after}\n"
         return subprocess.Popen(
