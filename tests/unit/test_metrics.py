@@ -40,6 +40,7 @@ LABELS = {  # every label there may be, and what bounds its values
     "model": "one a process",
     "model_hash": "one a process",
     "gpu_name": "one a process",
+    "engine": "one a process",
 }
 
 
