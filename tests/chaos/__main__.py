@@ -110,7 +110,7 @@ def results_of(done: Run) -> list[dict[str, Any]]:
     stale = found["finish_verdicts"].get("lost", 0) + found["finish_verdicts"].get("lost, unheard", 0)
     stale += found["heartbeat_verdicts"].get("lost", 0)
     return [
-        figure("jobs", "jobs", len(done.seen.jobs), LONG_RUN, "higher"),
+        figure("jobs", "jobs", len(done.schedule.wishes), LONG_RUN, "higher"),
         figure("kills", "kills", found["kills"], 40, "higher"),
         figure("stalls past the lease", "stalls", found["stalls"], 10, "higher"),
         figure("workers cut off past the lease", "cuts", found["cuts"], None, "higher"),

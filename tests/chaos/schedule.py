@@ -164,7 +164,8 @@ def _wishes(dice: random.Random, jobs: int, seconds: float, users: int) -> tuple
 def _end_after(dice: random.Random, kind: Kind) -> float | None:
     if kind is Kind.CANCELLED:
         return round(dice.choice([0.0, dice.uniform(0, 1.5)]), 3)
-    return round(dice.choice([0.0, dice.uniform(0, 1.5), dice.uniform(1.5, 8)]), 3) if kind is Kind.DELETED else None
+    # most wait for long beside so many others, and are to be met while they run and when they are over, too
+    return round(dice.choice([0.0, dice.uniform(0, 10), dice.uniform(10, 120)]), 3) if kind is Kind.DELETED else None
 
 
 def _strikes(
