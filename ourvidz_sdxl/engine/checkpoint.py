@@ -244,6 +244,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+SHARD_NAME = re.compile(r"[\w.-]{1,200}\.safetensors")
+
+
 def _weight_files(folder: Path, stem: str) -> list[Path]:
     """The safetensors of one part: one file, one `.fp16` file, or the shards that an index lists."""
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
@@ -252,9 +255,9 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+        if not names or not all(SHARD_NAME.fullmatch(name) for name in names):
             raise ModelInvalid(f"{index} could not be loaded: its weight_map names no files")
-        names = sorted(set(weight_map.values()))
         for name in names:
             if not (folder / name).is_file():
                 raise ModelMissing(f"{folder} has no {name}")

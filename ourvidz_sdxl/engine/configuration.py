@@ -99,16 +99,16 @@ def check_latent_channels(path: Path, channels: object) -> None:
 def check_latent_scale(path: Path, vae: Config) -> None:
     """Raises ModelInvalid for numbers that latents cannot be scaled with (see `latents.LatentScale`)."""
     mean, std, shift = (vae.get(name) for name in ("latents_mean", "latents_std", "shift_factor"))
-    if not _is_number(vae.get("scaling_factor", 1)) or vae.get("scaling_factor", 1) == 0:
+    if not is_number(vae.get("scaling_factor", 1)) or vae.get("scaling_factor", 1) == 0:
         raise ModelInvalid(f"{path}: scaling_factor={vae['scaling_factor']!r} of the vae is no number to scale with")
-    if shift is not None and not _is_number(shift):
+    if shift is not None and not is_number(shift):
         raise ModelInvalid(f"{path}: shift_factor={shift!r} of the vae is not a number")
     if (mean is None) != (std is None):
         raise ModelInvalid(f"{path}: the vae has one of latents_mean and latents_std without the other")
     if mean is None or std is None:
         return
     for name, values in (("latents_mean", mean), ("latents_std", std)):
-        if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(_is_number, values)):
+        if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(is_number, values)):
             raise ModelInvalid(f"{path}: {name}={values!r} of the vae is not a number for each of 4 channels")
     if 0 in std:
         raise ModelInvalid(f"{path}: latents_std={std!r} of the vae has a zero")
@@ -162,5 +162,9 @@ def _check_widths(path: Path, unet: Config, first: Config, second: Config) -> No
             raise ModelInvalid(f"{path}: {name}={unet.get(name)} of the unet, and its text encoders make {number}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether JSON's value is a number that a float can be: neither true, nor NaN, nor 10^400."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False

@@ -7,7 +7,6 @@ rewrite them by pattern, pass by what does not fit, and lose alphas of attention
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ourvidz_sdxl.engine.checkpoint import check_lora, read_header
+from ourvidz_sdxl.engine.configuration import is_number
 from ourvidz_sdxl.engine.lora_names import layer_names, parse_key
 from ourvidz_sdxl.errors import ModelInvalid
 
@@ -90,7 +90,10 @@ def _adapter_config(path: Path) -> str:
     """PEFT's configuration: from the header, or from beside the file where PEFT itself saved it (`save_pretrained`)."""
     beside = path.with_name("adapter_config.json")
     if path.stem == "adapter_model" and beside.is_file():
-        return beside.read_text(encoding="utf-8")
+        try:
+            return beside.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelInvalid(f"{beside.name} beside {path.name} cannot be read: {type(error).__name__}") from error
     return read_header(path).metadata.get(ADAPTER, "{}")
 
 
@@ -106,7 +109,7 @@ def _adapter_alpha(path: Path, text: str) -> float | None:
     if unknown:
         raise ModelInvalid(f"{path.name} was trained with {', '.join(unknown)}, which is not a plain LoRA")
     alpha = said.get("lora_alpha")
-    if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
+    if alpha is not None and not is_number(alpha):
         raise ModelInvalid(f"{path.name}: lora_alpha in its metadata is {alpha!r} and not a number")
     return alpha
 

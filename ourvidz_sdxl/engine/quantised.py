@@ -47,7 +47,7 @@ def refuse_unknown(path: Path, names: Iterable[str], metadata: Mapping[str, str]
     if told := metadata.get(COMFY_METADATA):
         try:
             layers = [*json.loads(told)["layers"].items()]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ModelInvalid(f"{path.name} is quantised with comfy_quant, and its metadata are unreadable: {error!r}") from error
         for layer, options in layers:
             check_comfy(path, layer, options)
@@ -76,7 +76,7 @@ def check_comfy(path: Path, name: str, options: bytes | Mapping[str, object]) ->
     try:
         told = json.loads(options) if isinstance(options, bytes) else options
         kind, unknown = told["format"], sorted(told.keys() - COMFY_OPTIONS)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelInvalid(f"{path.name} is quantised with comfy_quant, and {name} is unreadable: {error!r}") from error
     if kind not in COMFY_FORMATS or unknown:
         extra = f" with {', '.join(unknown)}" if unknown else ""

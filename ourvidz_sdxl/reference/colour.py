@@ -61,9 +61,9 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             raise ProfileUnusable(f"{mode} profile of {image.mode} pixels")
         srgb = ImageCms.createProfile("sRGB")
         transform = ImageCms.buildTransform(source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
-    except (OSError, KeyError, ImageCms.PyCMSError) as error:
+        return transform.apply(image)
+    except (OSError, KeyError, ValueError, ImageCms.PyCMSError) as error:
         raise ProfileUnusable(type(error).__name__) from None
-    return transform.apply(image)
 
 
 def png_profile(chunks: Mapping[bytes, bytes]) -> bytes | None:

@@ -67,6 +67,10 @@ class Picture:
         return data + b"".join(NOISE + bytes((0xFF, 0xD0 | (number + n) % 8)) for n in range(8)) + JPEG_END
 
 
+PNG_DEPTHS = {1, 2, 4, 8, 16}  # W3C PNG, third edition, 11.2.1
+PALETTE_SIZE = 256
+
+
 def read_picture(content: bytes) -> Picture | None:
     """Separates pixels and metadata; None for any other format. Raises Unreadable."""
     try:
@@ -105,6 +109,8 @@ def _read_png(content: bytes) -> Picture:
     for name, start, data in _png_chunks(content):
         if name == b"IHDR" and not depth:
             depth, colour_type = data[8], data[9]
+            if depth not in PNG_DEPTHS:
+                raise Unreadable(f"a bit depth of {depth}")
         if name in {b"IHDR", b"PLTE", b"IDAT"}:
             kept.append(content[start : start + 12 + len(data)])
             data_begun |= name == b"IDAT"
@@ -112,7 +118,7 @@ def _read_png(content: bytes) -> Picture:
             ended = True
             break
         elif name == b"tRNS" and colour_type == 3:
-            kept.append(_png_chunk(name, data))
+            kept.append(_png_chunk(name, data[:PALETTE_SIZE]))
         elif not data_begun or name == b"eXIf":
             others.setdefault(name, data)
     kept.append(_png_chunk(b"IEND", b""))

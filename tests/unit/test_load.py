@@ -14,7 +14,9 @@ import pytest
 import regex  # type: ignore[import-untyped]
 from safetensors.numpy import save_file
 
+from ourvidz_sdxl.engine import checkpoint
 from ourvidz_sdxl.engine.checkpoint import LANDMARKS, PICKLES, WEIGHT_NAMES, check_file, check_lora, file_schedule, fingerprint
+from ourvidz_sdxl.engine.configuration import is_number
 from ourvidz_sdxl.engine.load import SDXL_BASE, fingerprint_of, load_components, load_tokenizer
 from ourvidz_sdxl.engine.prediction import ScheduleSettings
 from ourvidz_sdxl.errors import ModelInvalid, ModelMissing
@@ -291,3 +293,16 @@ class TestTokenizer:
         tokens = load_tokenizer(SDXL_BASE, name, 49_408)("hello world!", padding="max_length").input_ids
         padding = 0 if name == "tokenizer_2" else 49407
         assert tokens == [49406, 3306, 1002, 256, 49407, *[padding] * 72]
+
+
+@pytest.mark.parametrize("names", [[], ["../m.safetensors"], ["x" * 300 + ".safetensors"], [7]])
+def test_an_index_of_shards_names_files_of_its_folder(tmp_path: Path, names: list[object]) -> None:
+    index = {"weight_map": {str(number): name for number, name in enumerate(names)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelInvalid, match="names no files"):
+        checkpoint._weight_files(tmp_path, "model")
+
+
+@pytest.mark.parametrize(("value", "told"), [(1, True), (0.5, True), (True, False), (10**400, False), (float("nan"), False)])
+def test_a_number_is_one_that_a_float_can_be(value: object, told: bool) -> None:
+    assert is_number(value) is told

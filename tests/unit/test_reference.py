@@ -547,3 +547,36 @@ def test_the_narrowest_picture_is_seen(turned: bool, size: tuple[int, int]) -> N
     assert contained.size == covering.size == size
     assert (np.asarray(contained) != 255).any()
     assert (np.asarray(covering) != 255).any(axis=-1).all()
+
+
+def with_chunk_before_data(content: bytes, name: bytes, data: bytes) -> bytes:
+    at = content.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content[:at] + chunk + content[at:]
+
+
+def coloured_png(mode: str) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 60)).convert(mode).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_depth_that_png_does_not_have_is_no_picture() -> None:
+    content = bytearray(with_chunk_before_data(coloured_png("L"), b"tRNS", b"\0\0"))
+    content[24] = 0  # the bit depth, in IHDR
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    with pytest.raises(ReferenceInvalid):
+        decode_reference(bytes(content))
+
+
+def test_a_palettes_alpha_may_be_longer_than_the_palette() -> None:
+    assert decode_reference(with_chunk_before_data(coloured_png("P"), b"tRNS", b"\xff" * 300)).size == (8, 8)
+
+
+def test_a_profile_whose_colour_space_is_no_text_falls_back_to_the_numbers() -> None:
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16] = 0xFF
+    stream, warned = BytesIO(), list[str]()
+    Image.new("RGB", (8, 8), (200, 30, 60)).save(stream, "PNG", icc_profile=bytes(profile))
+    picture = decode_reference(stream.getvalue(), lambda code, _message: warned.append(code))
+    assert (picture.getpixel((4, 4)), warned) == ((200, 30, 60), ["reference_colours"])
