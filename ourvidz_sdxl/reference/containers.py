@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ourvidz_sdxl.reference.colour import png_profile
@@ -24,7 +24,7 @@ NOISE = bytes(n * 37 % 255 for n in range(1, 255))  # entropy-coded data of no p
 
 # A JPEG marker; FF 00 and the restart markers D0..D7 belong to the entropy-coded data (ITU T.81, B.1).
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
-SOI, EOI, SOS, APP0, APP1, APP2, APP14, APP15, COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
+SOF2, SOI, EOI, SOS, APP0, APP1, APP2, APP14, APP15, COM = 0xC2, 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 EXIF, ICC, JFIF, ADOBE = b"Exif\0\0", b"ICC_PROFILE\0", b"JFIF\0", b"Adobe"
 
 # Each scan of a progressive JPEG costs a pass over all pixels, however few bytes it has; encoders
@@ -58,6 +58,7 @@ class Picture:
     transparent: tuple[int, ...] = ()
     truncated: bool = False
     grey: bool = False
+    coarse: bool = False  # a progressive JPEG without its last scans
 
     def with_another_end(self) -> bytes:
         """A truncated JPEG with noise after its data: it decodes as `content` does, but for pixels whose data are missing."""
@@ -161,6 +162,7 @@ def _transparent(data: bytes, depth: int, colour_type: int) -> tuple[int, ...]:
 def _read_jpeg(content: bytes) -> Picture:
     """All segments but application data and comments. JFIF and Adobe segments say how colours are coded."""
     kept, position, exif, scans = [content[:2]], 2, b"", 0
+    frame, headers = b"", list[bytes]()
     icc: dict[bytes, bytes] = {}
     while (marker := JPEG_MARKER.search(content, position)) and marker[1][0] != EOI:
         if scans:
@@ -181,6 +183,10 @@ def _read_jpeg(content: bytes) -> Picture:
         )
         if plain or colours:
             kept.append(content[marker.start() : position])
+        if code == SOF2:
+            frame = segment
+        if code == SOS:
+            headers.append(segment)
         scans += code == SOS
         if scans > MAX_SCANS:
             raise Unreadable("too many scans")
@@ -192,7 +198,20 @@ def _read_jpeg(content: bytes) -> Picture:
         orientation=exif_orientation(exif),
         profile=b"".join(icc[number] for number in sorted(icc)) if icc else None,
         truncated=marker is None,
+        coarse=bool(frame) and not _is_exact(frame, headers),
     )
+
+
+def _is_exact(frame: bytes, scans: Iterable[bytes]) -> bool:
+    """Whether the scans of a progressive JPEG give every coefficient to its last bit (ITU-T T.81, B.2.2, B.2.3 and G.1.1.1)."""
+    exact: dict[int, set[int]] = {component: set() for component in frame[6::3]}
+    for header in scans:
+        components = header[1 : 1 + 2 * header[0] : 2]
+        first, last, approximation = header[1 + 2 * header[0] :][:3]
+        if approximation & 15 == 0:
+            for component in components:
+                exact.setdefault(component, set()).update(range(first, last + 1))
+    return all(len(coefficients) == 64 for coefficients in exact.values())
 
 
 def _read_webp(content: bytes) -> Picture:

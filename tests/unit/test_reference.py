@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 import zlib
@@ -580,3 +581,15 @@ def test_a_profile_whose_colour_space_is_no_text_falls_back_to_the_numbers() -> 
     Image.new("RGB", (8, 8), (200, 30, 60)).save(stream, "PNG", icc_profile=bytes(profile))
     picture = decode_reference(stream.getvalue(), lambda code, _message: warned.append(code))
     assert (picture.getpixel((4, 4)), warned) == ((200, 30, 60), ["reference_colours"])
+
+
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_read_with_a_warning() -> None:
+    stream = BytesIO()
+    Image.effect_mandelbrot((200, 160), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", content)]
+    for scan in scans[1:]:
+        warned: list[str] = []
+        tables = content.find(b"\xff\xc4", scans[scans.index(scan) - 1], scan)  # what may stand between two scans
+        decode_reference(content[: tables if tables > 0 else scan], lambda code, _message, warned=warned: warned.append(code))  # type: ignore[misc]
+        assert warned == ["reference_truncated"]
