@@ -23,6 +23,7 @@ demo: $(VENV)/.demo $(LOCAL)/node_modules/.installed $(STUDIO)/dist/index.html  
 .PHONY: test
 test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
 	$(BIN)/python -m tools.chromium
+	$(BIN)/python -m tools.promtool
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 	cd $(LOCAL) && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test
 	cd studio && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test

@@ -1,4 +1,4 @@
-"""Entry point: python worker.py [run | doctor | top | demo]."""
+"""Entry point: python worker.py [run | doctor | top | exporter | demo]."""
 
 from ourvidz_sdxl.cli import end, main
 

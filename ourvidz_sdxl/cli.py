@@ -1,4 +1,7 @@
-"""run | doctor | top | demo. Imports what a command needs only when it runs: `--help` and a wrong setting are answered at once."""
+"""run | doctor | top | exporter | demo.
+
+Imports what a command needs only when it runs: `--help` and a wrong setting are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="print it once and end")
     top.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="how often to look (default 2)")
     top.set_defaults(command=_top)
+    told = "the queue's figures of all targets for Prometheus, without a model or a GPU, on port HTTP_PORT (default 9091)"
+    exporter = commands.add_parser("exporter", help=told, description=f"Exports {told}, until SIGTERM.")
+    exporter.set_defaults(command=_export)
 
     demo = commands.add_parser("demo", help="embedded Supabase + this worker + a first job")
     demo.add_argument("--once", action="store_true", help="end after the job instead of staying up")
@@ -133,6 +139,12 @@ def _top(options: argparse.Namespace) -> int:
     settings = _settings()
     set_up_logging(level="error")
     return top(settings, once=options.once, every_seconds=options.every)
+
+
+def _export(_: argparse.Namespace) -> int:
+    from ourvidz_sdxl.exporter import export
+
+    return export(_settings())
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-from tests.integration.conftest import db, other, service, supabase, user  # noqa: F401
+from tests.integration.conftest import db, long_pauses, other, service, supabase, user  # noqa: F401

@@ -126,6 +126,7 @@ def test_a_reference_that_storage_gives_late(
 
 
 @pytest.mark.parametrize(("attempts_refused", "warned"), [(1, []), (2, ["reference_dropped"])])
+@pytest.mark.usefixtures("long_pauses")
 def test_a_reference_is_dropped_only_when_the_last_attempt_does_not_reach_it_either(
     db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess, attempts_refused: int, warned: list[str]
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_reference_is_dropped_only_when_the_last_attempt_does_not_reach_it_eit
     worker.wait_for("generation_error", job_id=job["id"], error_code="supabase_unavailable")
     if attempts_refused == 1:
         proxy.heal()
+    db.execute("update public.jobs set run_at = now()")
     worker.wait_for("job_completed", job_id=job["id"])
     row = user.job(job["id"])
     assert ([warning["code"] for warning in row["warnings"]], row["attempts"]) == (warned, 2)
@@ -147,6 +149,7 @@ NO_SPACE: dict[str, object] = {"statusCode": "500", "error": "Internal", "messag
 DISK_FULL: dict[str, object] = {"code": "53100", "message": "could not extend file: No space left on device"}
 
 
+@pytest.mark.usefixtures("long_pauses")
 def test_a_storage_without_room_costs_an_attempt_and_not_the_job(
     db: Database, user: User, proxy: FaultProxy, worker: WorkerProcess
 ) -> None:

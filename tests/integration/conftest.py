@@ -38,6 +38,16 @@ def db(supabase: EmbeddedSupabase) -> Iterator[Database]:
         yield connection
 
 
+@pytest.fixture
+def long_pauses(db: Database) -> Iterator[None]:
+    """After an attempt that failed, the next one is put off for an hour, or until the test moves run_at."""
+    [backoff] = db.execute("select pg_get_functiondef('private.backoff'::regproc) as sql")
+    signature, _, _ = backoff["sql"].partition("AS $function$")
+    db.execute(f"{signature} as $$ select interval '1 hour' $$")
+    yield
+    db.execute(backoff["sql"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class User:
     """Somebody who signed up, with the client that their browser would have."""

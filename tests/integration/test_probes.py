@@ -141,15 +141,15 @@ def test_the_queue_is_told_for_the_workers_own_target(supabase: EmbeddedSupabase
         assert {has["target_worker"] for has, _ in told.values()} == {TARGET}
         for target, jobs in ((TARGET, 1), ("another", 2), ("nobodys", 0)):
             figures = QueueFigures(Settings.from_env(environ(supabase, target_worker=target)))
-            assert figures._ask_database().get("waiting", 0) == jobs
+            assert [row.get("waiting", 0) for row in figures._ask_database()] == [jobs]
 
 
 def test_the_larger_the_fleet_the_less_often_each_host_asks(supabase: EmbeddedSupabase) -> None:
     clock, asked = Clock(), threading.Semaphore(0)
 
-    def ask() -> dict[str, Any]:
+    def ask() -> list[dict[str, Any]]:
         asked.release()
-        return {"waiting": 5, "live_workers": 100}
+        return [{"target_worker": "sdxl", "waiting": 5, "live_workers": 100}]
 
     figures = QueueFigures(Settings.from_env(environ(supabase)), ask, clock)
 
@@ -172,12 +172,12 @@ def test_the_larger_the_fleet_the_less_often_each_host_asks(supabase: EmbeddedSu
 
 
 def test_figures_that_are_old_are_not_told(supabase: EmbeddedSupabase) -> None:
-    clock, answers = Clock(), [{"waiting": 5, "live_workers": 1}]
+    clock, answers = Clock(), [{"target_worker": "sdxl", "waiting": 5, "live_workers": 1}]
 
-    def ask() -> dict[str, Any]:
+    def ask() -> list[dict[str, Any]]:
         if not answers:
             raise httpx.ConnectError("away")
-        return answers.pop()
+        return [answers.pop()]
 
     figures = QueueFigures(Settings.from_env(environ(supabase)), ask, clock)
     deadline = time.monotonic() + 5

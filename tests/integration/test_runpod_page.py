@@ -57,6 +57,7 @@ STAND_INS = {
       login) ;;
       build) [ "$2 $3 $4 $6" = "--platform linux/amd64 --tag ." ] && [ -f Dockerfile ] && echo "$5" >> {folder}/built ;;
       push) grep -qx "$2" {folder}/built && echo "$2" >> {folder}/pushed ;;
+      run) grep -qx "$IMAGE" {folder}/pushed && echo "$*" >> {folder}/ran ;;
       *) exit 64 ;;
     esac""",
     "supabase": """echo "$*" >> {folder}/supabase-calls
@@ -213,6 +214,10 @@ def test_the_page_leads_to_the_first_picture() -> None:
         assert picture[3, 3, 2] > picture[3, 3, 0] + 60, "on a blue background"
 
         assert reader.lines("pushed") == ["docker.io/somebody/ourvidz-sdxl:1", "docker.io/somebody/ourvidz-sdxl:2"]
+        [exporter] = reader.lines("ran")
+        assert exporter.endswith(" docker.io/somebody/ourvidz-sdxl:1 python worker.py exporter")
+        given = dict(re.findall(r"--env (\w+)=?(\S*)", exporter))
+        assert given == {"SUPABASE_URL": "", "SUPABASE_SERVICE_ROLE_KEY": "", "HTTP_HOST": "0.0.0.0", "HTTP_PORT": "9091"}
         kinds = {template["name"]: template for template in runpod.templates.values()}
         assert set(kinds) == {"ourvidz-sdxl", "ourvidz-sdxl-serverless"}
         assert {template["image"] for template in kinds.values()} == {"docker.io/somebody/ourvidz-sdxl:2"}

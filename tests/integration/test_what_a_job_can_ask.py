@@ -238,6 +238,7 @@ def test_without_its_enhancer_a_job_goes_on_with_its_own_prompt_and_says_so(
         ("", "queued", 0, "unknown_error", "Unknown error occurred"),
     ],
 )
+@pytest.mark.usefixtures("long_pauses")
 def test_each_fault_has_its_code_in_the_row(
     supabase: EmbeddedSupabase,
     db: Database,
@@ -262,6 +263,7 @@ def stub_worker(supabase: EmbeddedSupabase) -> Iterator[WorkerProcess]:
         yield running
 
 
+@pytest.mark.usefixtures("long_pauses")
 def test_a_job_that_keeps_failing_ends_after_its_attempts(
     supabase: EmbeddedSupabase, db: Database, user: User, stub_worker: WorkerProcess
 ) -> None:

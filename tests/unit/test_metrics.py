@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ourvidz_sdxl import errors, metrics
+from ourvidz_sdxl.exporter import DATABASE_UP
 from ourvidz_sdxl.host_probes import HostProbes
 from ourvidz_sdxl.local import ROOT
 from ourvidz_sdxl.metrics import REGISTRY, Stage, Wake
@@ -34,7 +35,7 @@ LABELS = {  # every label there may be, and what bounds its values
     "call": "eight",
     "reason": "unavailable, refused; died, silent, gpu_hung",
     "gpu": "GPUs of the host",
-    "target_worker": "the worker's own",
+    "target_worker": "the worker's own; of the exporter, 100",
     "worker": "one a process",
     "version": "one a process",
     "model": "one a process",
@@ -45,9 +46,10 @@ LABELS = {  # every label there may be, and what bounds its values
 
 
 def figures() -> list[tuple[str, str, tuple[str, ...], str]]:
-    """Name, kind, labels and help of each figure of ours, as the host exports it."""
+    """Name, kind, labels and help of each figure of ours, as a host or the exporter exports it."""
     found: list[tuple[str, str, tuple[str, ...], str]] = []
     found += [(name, "gauge", ("target_worker",), text) for name, text in FAMILIES.values()]
+    found.append((DATABASE_UP[0], "gauge", (), DATABASE_UP[1]))
     registries: list[tuple[CollectorRegistry, tuple[str, ...]]] = [(HostProbes([])._registry, ()), (REGISTRY, ("gpu",))]
     for registry, added in registries:
         for metric in registry._collector_to_names:
