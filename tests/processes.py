@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+from tests import preloaded
 from tests.pace import TIMEOUT_SECONDS
 
 TINY_MODEL = ROOT / "models" / "tiny-sdxl"
@@ -53,12 +54,22 @@ def environ(supabase: EmbeddedSupabase, **settings: object) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """`with WorkerProcess(...) as worker:` starts it, waits until it is ready, and ends it with SIGTERM."""
+    """`with WorkerProcess(...) as worker:` starts it, waits until it is ready, and ends it with SIGTERM.
+
+    `fresh` is for tests of the start itself: a process that imports everything it needs, as an operator's does.
+    """
 
     def __init__(
-        self, supabase: EmbeddedSupabase, command: list[str] = REAL, *, wait_for_ready: bool = True, **settings: object
+        self,
+        supabase: EmbeddedSupabase,
+        command: list[str] = REAL,
+        *,
+        wait_for_ready: bool = True,
+        fresh: bool = False,
+        **settings: object,
     ) -> None:
         self._command = command
+        self._start = subprocess.Popen if fresh else preloaded.Popen
         self._wait_for_ready = wait_for_ready
         self._environ = environ(supabase, **settings)
         self.events: list[dict[str, Any]] = []
@@ -66,7 +77,7 @@ class WorkerProcess:
         self._arrived: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
     def __enter__(self) -> WorkerProcess:
-        self.process = subprocess.Popen(self._command, env=self._environ, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        self.process = self._start(self._command, env=self._environ, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
+from ourvidz_sdxl.local import EmbeddedSupabase
 from ourvidz_sdxl.supervisor import SILENCE_SECONDS, Child, gpus
+from tests import preloaded
 from tests.integration.conftest import Database, User, wait_until
 from tests.processes import STUB, SUPERVISED_STUB, WorkerProcess, environ
 
@@ -164,7 +164,7 @@ def test_there_is_one_process_for_each_gpu(db: Database, user: User, supabase: E
 
 def test_a_gpu_on_which_no_worker_comes_up_is_given_up(supabase: EmbeddedSupabase) -> None:
     environment = environ(supabase, target_worker=TARGET, stub_dies_at_start=1)
-    done = subprocess.run(SUPERVISED_STUB, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = preloaded.run(SUPERVISED_STUB, env=environment)
     assert done.returncode == 70
     assert done.stderr.count("worker_started") == 5
     assert "gpu_given_up" in done.stderr

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks.accelerations import random_lora
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
+from tests import preloaded
 from tests.integration.conftest import Database, User, sign_up, wait_until
 from tests.integration.test_proof import WEIGHTS, plant, plant_in_model
 from tests.processes import REAL, STUB, TINY_MODEL, WorkerProcess, environ, scratch_folder
@@ -96,7 +96,7 @@ class TestSignals:
 class TestDisks:
     def test_a_log_that_cannot_be_written_stops_nothing(self, supabase: EmbeddedSupabase, db: Database, user: User) -> None:
         with Path("/dev/full").open("w") as full:
-            worker = subprocess.Popen(STUB, env=environ(supabase, target_worker=TARGET), cwd=ROOT, stderr=full)
+            worker = preloaded.Popen(STUB, env=environ(supabase, target_worker=TARGET), cwd=ROOT, stderr=full)
             try:
                 job = user.insert(target_worker=TARGET)
                 wait_until(db, "select status = 'completed' from public.jobs where id = %s", job["id"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from supabase import ClientOptions, create_client
 
 from ourvidz_sdxl.demo import Wish, as_a_frontend, make_account
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase, node
+from tests import preloaded
 from tests.integration.conftest import Database
 from tests.pace import TIMEOUT_SECONDS
 from tests.processes import WorkerProcess, scratch_folder
@@ -28,7 +30,7 @@ from tests.processes import WorkerProcess, scratch_folder
 def run_demo(out: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     with scratch_folder() as data:
         command = [sys.executable, "worker.py", "demo", "--once", "--out", str(out), "--data-dir", str(data), *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        done = preloaded.run(command, env=os.environ)
     assert done.stdout.strip(), done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 

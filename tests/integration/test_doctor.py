@@ -26,6 +26,7 @@ from ourvidz_sdxl.doctor import examine, machine
 from ourvidz_sdxl.doctor.finding import State
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.settings import Settings
+from tests import preloaded
 from tests.fault_proxy import FaultProxy
 from tests.processes import TINY_MODEL, environ, scratch_supabase
 
@@ -68,7 +69,7 @@ def patient(own_supabase: EmbeddedSupabase, tmp_path: Path) -> Patient:
 
 def doctor(supabase: EmbeddedSupabase, *arguments: str) -> tuple[int, str]:
     command = [sys.executable, str(ROOT / "worker.py"), "doctor", *arguments]
-    done = subprocess.run(command, env=environ(supabase), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = preloaded.run(command, env=environ(supabase))
     assert done.stderr == "", "no traceback, no warning"
     return done.returncode, done.stdout
 

@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def exporter_process(supabase: EmbeddedSupabase, **settings: object) -> WorkerProcess:
-    return WorkerProcess(supabase, COMMAND, wait_for_ready=False, **({"http_port": 0} | settings))
+    return WorkerProcess(supabase, COMMAND, wait_for_ready=False, fresh=True, **({"http_port": 0} | settings))
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])

@@ -63,9 +63,7 @@ def probed(supabase: EmbeddedSupabase, command: list[str] = STUB, **settings: ob
 
 def test_without_the_setting_nothing_listens(supabase: EmbeddedSupabase) -> None:
     with WorkerProcess(supabase, SUPERVISED_STUB, target_worker=TARGET) as worker:
-        supervisor = psutil.Process(worker.process.pid)
-        family = [supervisor, *supervisor.children(recursive=True)]
-        assert len(family) == 2
+        family = [psutil.Process(pid) for pid in (worker.process.pid, worker.wait_for("worker_started")["pid"])]
         assert [c for one in family for c in one.net_connections() if c.status == psutil.CONN_LISTEN] == []
 
 
@@ -221,7 +219,7 @@ def test_lanes_show_what_is_going_on(supabase: EmbeddedSupabase, db: Database, u
 
 
 def test_it_is_not_ready_before_its_model_is(supabase: EmbeddedSupabase) -> None:
-    settings = {"model_path": "/no/such.safetensors", "model_retry_seconds": 600, "http_port": 0}
+    settings: dict[str, Any] = {"model_path": "/no/such.safetensors", "model_retry_seconds": 600, "http_port": 0}
     with WorkerProcess(supabase, REAL, wait_for_ready=False, **settings) as process:
         worker = Probed(process)
         process.wait_for("model_not_loaded")

@@ -25,6 +25,7 @@ import psycopg
 from PIL import Image
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase, node
+from tests import preloaded
 from tests.fake_runpod import FakeRunPod, Record
 from tests.pace import TIMEOUT_SECONDS
 from tests.processes import TINY_MODEL, scratch_folder
@@ -162,7 +163,7 @@ def pod_of(runpod: FakeRunPod, pod: Record, secrets: dict[str, str], folder: Pat
     model.symlink_to(TINY_MODEL)
     env |= {"RUNPOD_POD_ID": pod["id"], "RUNPOD_API_KEY": runpod.key, "PATH": "/usr/bin:/bin", "HOME": str(folder)}
     with (folder / "pod.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "worker.py", "run"], cwd=ROOT, env=env, stderr=log)
+        process = preloaded.Popen([sys.executable, "worker.py", "run"], cwd=ROOT, env=env, stderr=log)
         try:
             yield process
         finally:

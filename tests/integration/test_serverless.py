@@ -17,6 +17,7 @@ import pytest
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.serverless import Drain
 from ourvidz_sdxl.settings import Settings
+from tests import preloaded
 from tests.integration.conftest import Database, User, wait_until
 from tests.pace import TIMEOUT_SECONDS
 from tests.processes import environ
@@ -103,7 +104,7 @@ def test_with_the_real_sdk_and_the_bundled_model(supabase: EmbeddedSupabase, db:
     job = user.insert(target_worker=TARGET)
     command = [sys.executable, "-u", str(ROOT / "handler.py"), "--test_input", json.dumps({"input": {"start_id": str(uuid4())}})]
     env = environ(supabase, target_worker=TARGET, idle_exit_minutes=0.5 / 60)
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    done = preloaded.run(command, env=env)
     assert done.returncode == 0, done.stderr
     assert "'jobs': 1" in done.stdout
     assert status_of(db, job) == "completed"
@@ -111,7 +112,7 @@ def test_with_the_real_sdk_and_the_bundled_model(supabase: EmbeddedSupabase, db:
 
 def test_sigterm_gives_the_job_back_at_once(supabase: EmbeddedSupabase, db: Database, user: User) -> None:
     job = user.insert(target_worker=TARGET, steps=100, width=256, height=256)
-    process = subprocess.Popen(
+    process = preloaded.Popen(
         [sys.executable, "-u", str(ROOT / "handler.py"), "--test_input", '{"input": {"seconds": 60}}'],
         env=environ(supabase, target_worker=TARGET, shutdown_grace_seconds=0.5),
         cwd=ROOT,

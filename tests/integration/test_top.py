@@ -21,6 +21,7 @@ from supabase import Client
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase
 from ourvidz_sdxl.top import View, in_words, span
+from tests import preloaded
 from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import Database, User
 from tests.pace import TIMEOUT_SECONDS
@@ -44,7 +45,7 @@ def fleet(service: Client, db: Database, user: User) -> None:
 
 def once(supabase: EmbeddedSupabase, **settings: object) -> subprocess.CompletedProcess[str]:
     env = environ(supabase, **settings) | {"COLUMNS": "160"}
-    return subprocess.run([*COMMAND, "--once"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return preloaded.run([*COMMAND, "--once"], env=env)
 
 
 def line(text: str, word: str) -> str:
@@ -100,7 +101,7 @@ class Terminal:
 def terminal(supabase: EmbeddedSupabase, **settings: object) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     env = environ(supabase, **settings) | {"TERM": "xterm", "COLUMNS": "160", "LINES": "30"}
-    process = subprocess.Popen([*COMMAND, "--every", "0.2"], env=env, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = preloaded.Popen([*COMMAND, "--every", "0.2"], env=env, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     try:
         yield Terminal(process, ours)

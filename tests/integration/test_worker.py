@@ -2,7 +2,6 @@
 
 import hashlib
 import signal
-import subprocess
 from io import BytesIO
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ourvidz_sdxl.local import EmbeddedSupabase
+from tests import preloaded
 from tests.integration.conftest import Database, User
 from tests.processes import REAL, STUB, WorkerProcess, environ
 
@@ -204,6 +204,6 @@ def test_without_realtime_the_timer_gets_the_job_done(supabase: EmbeddedSupabase
     [({"model_path": "/no/such/model.safetensors"}, "model_missing: "), ({"lease_seconds": "soon"}, "settings_invalid: ")],
 )
 def test_what_is_set_wrong_ends_with_status_1_and_words(supabase: EmbeddedSupabase, settings: dict[str, str], told: str) -> None:
-    done = subprocess.run(REAL, env=environ(supabase, **settings), capture_output=True, text=True, timeout=300)
+    done = preloaded.run(REAL, env=environ(supabase, **settings))
     assert done.returncode == 1
     assert told in done.stderr

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import psycopg
 
 from ourvidz_sdxl.local import ROOT, embedded_supabase
+from tests import preloaded
 from tests.integration.conftest import sign_up
 from tests.processes import STUB, WorkerProcess, environ, scratch_folder
 from tools import check_sql
@@ -39,7 +39,7 @@ def test_none_is_executed() -> None:
                 owner.execute(f"alter database postgres set {name} = '{value}'")
         with embedded_supabase(data_dir=folder) as supabase:
             doctor = [sys.executable, str(ROOT / "worker.py"), "doctor"]
-            done = subprocess.run(doctor, env=environ(supabase), cwd=ROOT, capture_output=True, text=True)
+            done = preloaded.run(doctor, env=environ(supabase))
             assert done.returncode == 0, done.stdout
             user = sign_up(supabase)
             with WorkerProcess(supabase, STUB) as worker:
