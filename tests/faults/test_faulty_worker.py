@@ -14,7 +14,7 @@ NAN = [sys.executable, "-m", "tests.nan_worker"]
 
 
 def insert_jobs(user: User, target: str) -> None:
-    rows = [{"job_type": "sdxl_image_fast", "prompt": "a red circle", "steps": 4, "target_worker": target}] * JOBS
+    rows = [{"job_type": "sdxl_image_fast", "prompt": "a red circle", "steps": 1, "target_worker": target}] * JOBS
     user.client.table("jobs").insert(rows).execute()
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -38,7 +39,6 @@ from ourvidz_sdxl.settings import Settings
 from ourvidz_sdxl.startup import run_worker
 from ourvidz_sdxl.storage import Storage
 from ourvidz_sdxl.telemetry import set_up_logging
-from tests import preloaded
 from tests.integration.conftest import sign_up
 from tests.pace import TIMEOUT_SECONDS
 from tests.processes import environ, scratch_supabase
@@ -194,7 +194,7 @@ class Night:
             "lease_seconds": 10,  # half of it is the patience with a Supabase that is gone
         }
         env = environ(self.supabase, **settings) | {"PYTHONWARNINGS": "always", "PYTHONDEVMODE": "1"}
-        with log.open("w") as stderr, preloaded.Popen(TALKATIVE, env=env, cwd=ROOT, stderr=stderr) as process:
+        with log.open("w") as stderr, subprocess.Popen(TALKATIVE, env=env, cwd=ROOT, stderr=stderr) as process:
             try:
                 yield
                 process.send_signal(signal.SIGTERM)

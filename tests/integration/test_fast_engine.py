@@ -22,6 +22,7 @@ from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.job import Job, Scheduler
 from ourvidz_sdxl.plan import Plan, make_plan
 
+EDGE = 64  # pixels, where it does not matter what is in the picture: half the model's own, and a third of the time
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-sdxl"
 USER = "22222222-2222-4222-8222-222222222222"
 REFERENCE: dict[str, Any] = {"reference_image_path": f"{USER}/x.png", "reference_strength": 0.5}
@@ -46,20 +47,19 @@ def reference(edge: int) -> Image.Image:
 
 
 def plan(edge: int, **columns: Any) -> Plan:
-    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "steps": 8, "seed": 1}
+    row = {"id": uuid4(), "user_id": USER, "claims": 1, "job_type": "sdxl_image_high", "steps": 6, "seed": 1}
     size = (edge, edge) if "reference_image_path" in columns else None
     return make_plan(Job.from_row({"prompt": "a red circle"} | row | columns), native_size=edge, random_seed=0, reference_size=size)
 
 
 @pytest.mark.parametrize("columns", JOBS.values(), ids=JOBS)
 def test_the_same_images_and_the_same_progress(engines: tuple[FastEngine, SdxlEngine], columns: dict[str, Any]) -> None:
-    edge = engines[0].native_size
-    asked = plan(edge, **columns)
+    asked = plan(EDGE, **columns)
     painted: list[Any] = []
     progress: list[list[tuple[int, int]]] = []
     for engine in engines:
         progress.append([])
-        given = reference(edge) if columns.keys() >= REFERENCE.keys() else None
+        given = reference(EDGE) if columns.keys() >= REFERENCE.keys() else None
         images = engine.paint(asked, given, lambda done, total: progress[-1].append((done, total)))
         painted.append(np.stack([np.asarray(image, dtype=int) for image in images]))
     assert np.abs(painted[0] - painted[1]).max() <= 1
@@ -72,8 +72,8 @@ def test_the_same_images_and_the_same_progress(engines: tuple[FastEngine, SdxlEn
 def test_guided_in_an_interval_they_are_the_same_too(
     engines: tuple[FastEngine, SdxlEngine], interval: tuple[float, float], scheduler: str | None, changes: dict[str, Any]
 ) -> None:
-    asked = replace(plan(engines[0].native_size, scheduler=scheduler, **changes), guidance_interval=interval)
-    given = reference(engines[0].native_size) if changes else None
+    asked = replace(plan(EDGE, scheduler=scheduler, **changes), guidance_interval=interval)
+    given = reference(EDGE) if changes else None
     fast, plain = (np.asarray(engine.paint(asked, given, lambda *_: None)[0], dtype=int) for engine in engines)
     assert np.abs(fast - plain).max() <= 1
 
@@ -86,7 +86,7 @@ def test_with_a_few_step_lora_both_paint_the_same_with_either_unet_from_kept_wei
     while not [*tmp_path.glob("*.runtime")]:
         time.sleep(0.01)
     engines.append(FastEngine.load(model, lora, keep))
-    ordinary = plan(engines[0].native_size)
+    ordinary = plan(EDGE, steps=2)
     few = replace(ordinary, guidance_scale=1.0, scheduler=Scheduler.EULER, few_step_lora=lora.stem)
     for asked in (few, ordinary, few):
         first, *others = (np.asarray(engine.paint(asked, None, lambda *_: None)[0], dtype=int) for engine in engines)
@@ -99,26 +99,25 @@ def test_with_a_few_step_lora_both_paint_the_same_with_either_unet_from_kept_wei
 def test_strength_0_paints_bit_for_bit_what_no_reference_gives(
     engines: tuple[FastEngine, SdxlEngine], scheduler: Scheduler | None
 ) -> None:
-    edge = engines[0].native_size
-    columns = {"scheduler": scheduler, "batch_size": 3, "steps": 5, "negative_prompt": "blue"}
+    columns = {"scheduler": scheduler, "batch_size": 3, "steps": 3, "negative_prompt": "blue"}
     for engine in engines:
         with_reference = engine.paint(
-            plan(edge, **columns, **(REFERENCE | {"reference_strength": 0.0})), reference(edge), lambda *_: None
+            plan(EDGE, **columns, **(REFERENCE | {"reference_strength": 0.0})), reference(EDGE), lambda *_: None
         )
-        assert with_reference == engine.paint(plan(edge, **columns), None, lambda *_: None)
+        assert with_reference == engine.paint(plan(EDGE, **columns), None, lambda *_: None)
 
 
 @pytest.mark.parametrize("strength", [0.8, 0.9, 0.71, 0.29])
 @pytest.mark.parametrize("steps", [15, 25])
 def test_both_paint_as_many_steps_as_the_plan_says(engines: tuple[FastEngine, SdxlEngine], steps: int, strength: float) -> None:
-    asked = plan(engines[0].native_size, steps=steps, **(REFERENCE | {"reference_strength": strength}))
+    asked = plan(EDGE, steps=steps, **(REFERENCE | {"reference_strength": strength}))
     told: list[tuple[int, int]] = []
     for engine in engines:
-        engine.paint(asked, reference(engine.native_size), lambda done, total: told.append((done, total)))
+        engine.paint(asked, reference(EDGE), lambda done, total: told.append((done, total)))
     assert told == 2 * [(done, asked.painted_steps) for done in range(1, asked.painted_steps + 1)]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("scheduler", [None, *Scheduler])
 def test_few_steps_are_the_same_in_both_and_paint_something(
     engines: tuple[FastEngine, SdxlEngine], scheduler: Scheduler | None, steps: int
@@ -149,9 +148,8 @@ def zero_snr_engines() -> tuple[FastEngine, SdxlEngine]:
 def test_zero_terminal_snr_gives_the_same_images_too(
     zero_snr_engines: tuple[FastEngine, SdxlEngine], scheduler: Scheduler | None, changes: dict[str, Any]
 ) -> None:
-    edge = zero_snr_engines[0].native_size
-    asked = plan(edge, scheduler=scheduler, **changes)
-    given = reference(edge) if changes else None
+    asked = plan(EDGE, scheduler=scheduler, **changes)
+    given = reference(EDGE) if changes else None
     fast, plain = (np.asarray(engine.paint(asked, given, lambda *_: None)[0], dtype=int) for engine in zero_snr_engines)
     assert np.abs(fast - plain).max() <= 2
     assert fast.std() > 1
@@ -166,7 +164,7 @@ def test_what_the_callback_raises_ends_the_painting_and_the_engine_paints_on(eng
             raise Cancelled
 
     fast = engines[0]
-    asked = plan(fast.native_size)
+    asked = plan(EDGE)
     before = fast.paint(asked, None, lambda *_: None)
     with pytest.raises(Cancelled):
         fast.paint(asked, None, cancel)

@@ -114,10 +114,10 @@ class TestStructure:
 
 class TestPictures:
     def test_prompts_that_it_never_saw(self, engine: Engine) -> None:
-        """Each third of the hundred; `python -m tools.tiny_sdxl.evaluate` paints all of them."""
-        some = HELD_OUT[::3]
+        """A tenth of the hundred; `python -m tools.tiny_sdxl.evaluate` paints all of them."""
+        some = HELD_OUT[::10]
         counts = count(paint(engine, [combination.prompt for combination in some], range(len(some))), some)
-        assert counts.total == 34
+        assert counts.total == 10
         assert counts.colour >= 0.9 * counts.total, str(counts)
         assert counts.background >= 0.9 * counts.total, str(counts)
         assert counts.shape >= 0.8 * counts.total, str(counts)
@@ -129,7 +129,7 @@ class TestPictures:
         assert (other.colour, other.background) == ("blue", "red")
 
     def test_a_negative_prompt_keeps_a_colour_away(self, engine: Engine) -> None:
-        prompts, seeds = ["a circle on a white background"] * 6, range(6)
+        prompts, seeds = ["a circle on a white background"] * 3, range(3)
         plain = [look(picture).colour for picture in paint(engine, prompts, seeds)]
         unwanted = [str(colour) for colour in plain]
         others = [look(picture).colour for picture in paint(engine, prompts, seeds, negative_prompts=unwanted)]
