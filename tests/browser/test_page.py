@@ -24,7 +24,7 @@ from tests.browser.conftest import PASSWORD, PHONE, Open, more, paint, prompt, s
 FIRST_LOAD_BYTES = 250_000
 # "good" is 0.1 and less: https://web.dev/articles/cls
 LAYOUT_SHIFT = 0.02
-MANY = 1_000
+MANY = 400
 # what may be in the page at once, however many pictures there are: what is in view, and three rows on either side
 MOST_TILES = 80
 
@@ -42,7 +42,7 @@ def test_axe_finds_nothing_serious(open_studio: Open, device: str, scheme: str) 
     assert violations(page) == []
     paint(page)
     expect(page.get_by_text("Say what to paint.")).to_be_visible()
-    more(page, steps=100)
+    more(page, steps=40)
     assert violations(page) == []
     paint(page, "a red circle on a blue background")
     expect(tiles(page, "processing").get_by_text("Step ")).to_be_visible()
@@ -197,7 +197,7 @@ def fill_gallery(supabase: EmbeddedSupabase, email: str, count: int) -> None:
         list(pool.map(upload, rows))
 
 
-def test_a_thousand_pictures_are_a_few_tiles_at_a_time(open_studio: Open, supabase: EmbeddedSupabase) -> None:
+def test_hundreds_of_pictures_are_a_few_tiles_at_a_time(open_studio: Open, supabase: EmbeddedSupabase) -> None:
     page = open_studio()
     fill_gallery(supabase, sign_up(page), MANY)
     page.reload()
