@@ -29,7 +29,7 @@ test: setup check $(STUDIO)/dist/index.html  ## Everything that CI runs
 	cd studio && PYTHON="$(CURDIR)/$(BIN)/python" $(NPM) test
 
 .PHONY: unit
-unit: $(VENV)/.installed  ## The tests that need neither Node nor a browser, in a minute
+unit: $(VENV)/.installed  ## The tests that need neither torch, Node nor a browser, in a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto tests/unit
 
 .PHONY: check

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from ourvidz_sdxl.engine.checkpoint import check_file, check_folder, file_schedule, fingerprint, folder_schedule, read_json
@@ -179,7 +180,7 @@ def empty_model(part: str, config: Path) -> Any:
     Raises ModelInvalid for an entry of its configuration that its class does not know, and so would not use.
     """
     kind = MODELS[part]
-    with init_empty_weights():
+    with init_empty_weights(), no_init_weights():  # random values for 2,000 layers that are to be overwritten take a second
         if part not in ("vae", "unet"):
             return kind(kind.config_class.from_pretrained(config / part, local_files_only=True))
         entries = kind.load_config(config / part, local_files_only=True)

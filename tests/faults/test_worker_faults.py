@@ -15,6 +15,7 @@ from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, embedded_supabase
 from tests import preloaded
 from tests.integration.conftest import Database, User, sign_up, wait_until
 from tests.integration.test_proof import WEIGHTS, plant, plant_in_model
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import REAL, STUB, TINY_MODEL, WorkerProcess, environ, scratch_folder
 
 TARGET = "own-machine"
@@ -102,7 +103,7 @@ class TestDisks:
                 wait_until(db, "select status = 'completed' from public.jobs where id = %s", job["id"])
             finally:
                 worker.terminate()
-                assert worker.wait(timeout=300) == 0
+                assert worker.wait(timeout=TIMEOUT_SECONDS) == 0
 
     def test_a_full_disk_is_none_of_the_workers_business(self, supabase: EmbeddedSupabase, db: Database, user: User) -> None:
         """With a limit of 0 bytes a file, every write to a disk fails as on a full one."""

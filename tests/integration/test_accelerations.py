@@ -25,7 +25,7 @@ from ourvidz_sdxl.plan import FewStep, I2IMode, Plan, make_plan
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-sdxl"
 USER = "22222222-2222-4222-8222-222222222222"
-EDGE = 128
+EDGE = 64
 LORA = FewStep(lora="few", steps=8)
 INTERVALS = {"beginning": (0.0, 0.4), "middle": (0.3, 0.8), "end": (0.6, 1.0), "nowhere": (0.0, 0.05)}
 

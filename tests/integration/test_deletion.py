@@ -144,7 +144,7 @@ def test_the_other_pages_of_the_user_hear_of_it(
         page = await listener(supabase, user.access_token)
         assert await join(page, f"user:{user.id}", own) is RealtimeSubscribeStates.SUBSCRIBED
         await asyncio.to_thread(delete, user, job["id"])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not own:
                 await asyncio.sleep(0.01)  # lets the socket's task run
         await page.realtime.close()

@@ -11,6 +11,7 @@ from supabase_functions.errors import FunctionsHttpError
 
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database, User
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import STUB, WorkerProcess
 
 JOB = {"job_type": "sdxl_image_fast", "prompt": "a red circle"}
@@ -109,5 +110,7 @@ def test_browsers_of_any_origin_may_post(supabase: EmbeddedSupabase, user: User)
 @pytest.mark.parametrize("token", [None, "undefined", "the service key"])
 def test_without_a_secret_of_its_own_the_fleet_obeys_nobody(supabase: EmbeddedSupabase, name: str, token: str | None) -> None:
     headers = {"Authorization": f"Bearer {supabase.secret_key if token == 'the service key' else token}"} if token else {}
-    response = httpx.post(f"{supabase.url}/functions/v1/{name}", json={"target_worker": "sdxl"}, headers=headers, timeout=30)
+    response = httpx.post(
+        f"{supabase.url}/functions/v1/{name}", json={"target_worker": "sdxl"}, headers=headers, timeout=TIMEOUT_SECONDS
+    )
     assert error(response)[:2] == (401, "unauthorized")

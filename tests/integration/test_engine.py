@@ -19,14 +19,15 @@ from ourvidz_sdxl.engine.sdxl import SdxlEngine
 from ourvidz_sdxl.errors import BlankImage, GpuUnusable, JobCancelled, OutOfMemory
 from ourvidz_sdxl.job import Scheduler
 from ourvidz_sdxl.plan import I2IMode, Plan
+from tests.pace import TIMEOUT_SECONDS
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-sdxl"
 PLAN = Plan(
     mode=I2IMode.NONE,
     prompt="a red circle on a blue background",
     negative_prompt="",
-    width=128,
-    height=128,
+    width=64,
+    height=64,
     steps=6,
     guidance_scale=7.5,
     scheduler=None,
@@ -46,7 +47,7 @@ def paint(engine: SdxlEngine, plan: Plan = PLAN, reference: Image.Image | None =
 
 def test_a_job_gives_the_same_bytes_whatever_ran_before_it(engine: SdxlEngine) -> None:
     [first] = paint(engine)
-    reference = Image.new("RGB", (128, 128), "green")
+    reference = Image.new("RGB", (64, 64), "green")
     paint(engine, replace(PLAN, scheduler=Scheduler.EULER_A, prompt="a (green:1.5) star", seeds=(5, 6, 7)))
     paint(engine, replace(PLAN, mode=I2IMode.MODIFY, denoise=0.5, negative_prompt="blue"), reference)
     [again] = paint(engine)
@@ -147,7 +148,7 @@ def test_many_threads_encode_each_prompt_once_and_one_at_a_time(engine: SdxlEngi
 def test_a_painting_that_finds_its_prompts_does_not_wait_for_the_encoding_of_others(engine: SdxlEngine) -> None:
     engine.encode_prompts(PLAN)
     with engine._text.encoding, ThreadPoolExecutor(1) as thread:
-        assert thread.submit(paint, engine).result(timeout=30)
+        assert thread.submit(paint, engine).result(timeout=TIMEOUT_SECONDS)
 
 
 def test_the_cache_of_prompts_is_bounded_and_lets_go_of_the_oldest(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def test_weights_move_what_they_weigh_and_long_prompts_are_read_to_the_end(engin
 
 
 def test_denoise_0_returns_the_reference_itself(engine: SdxlEngine) -> None:
-    reference = Image.effect_noise((128, 128), 50).convert("RGB")
+    reference = Image.effect_noise((64, 64), 50).convert("RGB")
     [picture] = paint(engine, replace(PLAN, mode=I2IMode.MODIFY, denoise=0), reference)
     assert np.array_equal(picture, np.asarray(reference))
 
@@ -244,14 +245,14 @@ def test_a_blank_image_is_decoded_again_in_fp32() -> None:
 
 @pytest.mark.parametrize("pixel", [float("nan"), float("inf"), -1.0])
 def test_a_blank_image_is_never_delivered(engine: SdxlEngine, monkeypatch: pytest.MonkeyPatch, pixel: float) -> None:
-    monkeypatch.setattr(engine, "_pixels", lambda _latents: torch.full((3, 128, 128), pixel))
+    monkeypatch.setattr(engine, "_pixels", lambda _latents: torch.full((3, 64, 64), pixel))
     with pytest.raises(BlankImage):
         paint(engine)
 
 
 @pytest.mark.parametrize("mode", [I2IMode.NONE, I2IMode.MODIFY])
 def test_frugally_painted_images_are_nearly_the_same_and_leave_nothing_behind(engine: SdxlEngine, mode: I2IMode) -> None:
-    reference = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 100).convert("RGB") if mode is I2IMode.MODIFY else None
+    reference = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 100).convert("RGB") if mode is I2IMode.MODIFY else None
     plan = replace(PLAN, mode=mode, denoise=0.5 if reference else 1, seeds=(1, 2, 3))
     whole = paint(engine, plan, reference)
     steps: list[tuple[int, int]] = []

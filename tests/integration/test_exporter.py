@@ -61,7 +61,7 @@ def test_the_process_tells_all_targets_without_any_worker(
         url = f"http://127.0.0.1:{port}"
 
         def get(path: str) -> httpx.Response:
-            return httpx.get(f"{url}{path}", trust_env=False, timeout=20)
+            return httpx.get(f"{url}{path}", trust_env=False, timeout=TIMEOUT_SECONDS)
 
         wait_until(lambda: get("/ready").status_code == 200)
         assert get("/ready").json() == get("/health").json() == {"ok": True, "problems": []}

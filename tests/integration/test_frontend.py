@@ -11,6 +11,7 @@ from PIL import Image
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, node
 from tests.integration.conftest import Database
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import WorkerProcess
 
 
@@ -22,7 +23,7 @@ def test_a_frontend_hears_each_state_once_and_gets_its_picture(
         env=os.environ | {"SUPABASE_URL": supabase.url, "SUPABASE_KEY": supabase.publishable_key},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])

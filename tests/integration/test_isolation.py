@@ -13,6 +13,7 @@ from supabase import AsyncClient, acreate_client
 
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database, User
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import WorkerProcess
 
 
@@ -37,7 +38,7 @@ async def join(client: AsyncClient, topic: str, heard: list[Any]) -> RealtimeSub
             state.set_result(new)
 
     await channel.subscribe(on_state)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         return await state
 
 
@@ -67,7 +68,7 @@ def test_an_object_is_unseen_until_its_job_publishes_it(db: Database, user: User
 def test_whoever_watches_a_job_sees_its_steps_and_what_it_looks_like(
     user: User, supabase: EmbeddedSupabase, previews: bool
 ) -> None:
-    job = user.insert(prompt="a red circle", steps=25, target_worker="previews", batch_size=3)
+    job = user.insert(prompt="a red circle", steps=8, target_worker="previews", batch_size=3)
 
     async def scene() -> list[Any]:
         heard: list[Any] = []
@@ -84,7 +85,7 @@ def test_whoever_watches_a_job_sees_its_steps_and_what_it_looks_like(
 
     told = asyncio.run(scene())
     assert told
-    assert all(one["id"] == job["id"] and 0 < one["step"] <= one["steps"] == 25 for one in told)
+    assert all(one["id"] == job["id"] and 0 < one["step"] <= one["steps"] == 8 for one in told)
     pictures = [one["preview"] for one in told if "preview" in one]
     assert bool(pictures) is previews
     for picture in pictures:
@@ -106,7 +107,7 @@ def test_no_message(db: Database, user: User, other: User, supabase: EmbeddedSup
         for topic in (f"user:{user.id}", f"job:{job['id']}", "worker:sdxl"):
             assert await join(stranger, topic, foreign) is not RealtimeSubscribeStates.SUBSCRIBED, topic
         await asyncio.to_thread(user.insert, target_worker="nobody")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not own:
                 await asyncio.sleep(0.01)  # lets the socket's task run
         await owner.realtime.close()

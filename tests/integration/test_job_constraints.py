@@ -120,7 +120,7 @@ def test_the_worker_refuses_the_jobs_that_the_database_refuses_and_no_others(db:
     )
     met: set[str] = set()
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(st.one_of(ROWS, ALONE, *TOGETHER))
     def compare(row: dict[str, Any]) -> None:
         answer = db.execute(broken, [Jsonb(row)], prepare=True).fetchone()

@@ -20,7 +20,7 @@ from ourvidz_sdxl.engine.fast import keep
 from ourvidz_sdxl.engine.fast.engine import FastEngine
 from ourvidz_sdxl.engine.head_start import read_ahead
 from ourvidz_sdxl.errors import ModelInvalid
-from tests.integration.test_fast_engine import BUNDLED, plan
+from tests.integration.test_fast_engine import BUNDLED, EDGE, plan
 
 KEEP = FastOptions(keep_weights=True)
 
@@ -54,7 +54,7 @@ def load(model: Path, options: FastOptions = KEEP) -> FastEngine:
 
 
 def painted(engine: FastEngine) -> list[Image.Image]:
-    return engine.paint(replace(plan(engine.native_size), prompt="a blue square"), None, lambda _done, _total: None)
+    return engine.paint(replace(plan(EDGE), prompt="a blue square"), None, lambda _done, _total: None)
 
 
 def test_a_later_start_paints_the_same_to_the_bit_and_reads_no_other_weights(

@@ -1,4 +1,4 @@
-"""200 jobs and 4 worker processes: every job is done once, and none is claimed twice."""
+"""100 jobs and 4 worker processes: every job is done once, and none is claimed twice."""
 
 import time
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from tests.integration.conftest import Database, sign_up
 from tests.pace import TIMEOUT_SECONDS
 from tests.processes import STUB, WorkerProcess
 
-JOBS, WORKERS, USERS = 200, 4, 5
+JOBS, WORKERS, USERS = 100, 4, 5
 Rows = list[dict[str, Any]]
 
 

@@ -38,7 +38,7 @@ class Probed:
         self.port = worker.wait_for("probes_listening")["port"]
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False, timeout=20)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False, timeout=TIMEOUT_SECONDS)
 
     def samples(self) -> list[Sample]:
         families = text_string_to_metric_families(self.get("/metrics").text)
@@ -160,8 +160,8 @@ def test_the_larger_the_fleet_the_less_often_each_host_asks(supabase: EmbeddedSu
         return asked.acquire(timeout=0.5)
 
     assert waiting() == [], "a scrape does not wait for the database"
-    assert asked.acquire(timeout=5)
-    deadline = time.monotonic() + 5
+    assert asked.acquire(timeout=TIMEOUT_SECONDS)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while waiting() != [5]:
         assert time.monotonic() < deadline
     assert not asks_after(149), "100 workers: every 150 s"
@@ -178,7 +178,7 @@ def test_figures_that_are_old_are_not_told(supabase: EmbeddedSupabase) -> None:
         return [answers.pop()]
 
     figures = QueueFigures(Settings.from_env(environ(supabase)), ask, clock)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not [*figures.collect()]:
         assert time.monotonic() < deadline
     clock.now += 60

@@ -28,7 +28,7 @@ from tests.integration.conftest import Database
 
 EXAMPLES = os.environ.get("QUEUE_MODEL_EXAMPLES")
 SETTINGS = settings(
-    max_examples=int(EXAMPLES or 120),
+    max_examples=int(EXAMPLES or 60),
     stateful_step_count=40,
     derandomize=EXAMPLES is None,  # the same examples in every run of CI
     database=None,

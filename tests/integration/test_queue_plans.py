@@ -33,8 +33,8 @@ STAGES = [
     (0, "no statistics"),
     (20_000, "no statistics"),
     (20_000, "statistics"),
-    (300_000, "stale statistics"),
-    (300_000, "statistics"),
+    (100_000, "stale statistics"),
+    (100_000, "statistics"),
 ]
 
 

@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 from ourvidz_sdxl.local import EmbeddedSupabase
 from tests.integration.conftest import Database
 from tests.integration.test_queue_functions import TARGET, expire, image, insert, new_user
+from tests.pace import TIMEOUT_SECONDS
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class Race:
         """`call` is the second's: it is under way, and Postgres says that it waits for the first."""
         ours, theirs = (session.connection.info.backend_pid for session in (self.first, self.second))
         running = self.pool.submit(call)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline and not running.done():
             row = self.db.execute("select %s = any (pg_blocking_pids(%s)) as blocked", (ours, theirs)).fetchone()
             if row == {"blocked": True}:

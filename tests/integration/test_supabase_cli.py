@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from ourvidz_sdxl.local import ROOT, EmbeddedSupabase, node
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import scratch_supabase
 from tools import check_database
 
@@ -23,7 +24,7 @@ def run_cli(supabase: EmbeddedSupabase, *arguments: str) -> str:
         env=os.environ | {"PATH": f"{node().parent}:{os.environ['PATH']}", "DO_NOT_TRACK": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT_SECONDS,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout + done.stderr

@@ -107,7 +107,7 @@ def terminal(supabase: EmbeddedSupabase, **settings: object) -> Iterator[Termina
         yield Terminal(process, ours)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(TIMEOUT_SECONDS)
         os.close(ours)
 
 

@@ -12,6 +12,7 @@ from ourvidz_sdxl.tracing import Attempt, TraceIds, waited_seconds
 from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import Database, User
 from tests.otlp_receiver import OtlpReceiver, tree
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import STUB, WorkerProcess
 
 TARGET = "traced"
@@ -146,7 +147,7 @@ def test_a_receiver_that_does_not_take_spans_costs_no_job_any_time(
                 job = user.insert(target_worker=TARGET)
                 assert worker.wait_for("job_completed", job_id=job["id"])["seconds"] < 2
             if receiver == "hanging":
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + TIMEOUT_SECONDS
                 while not standing.requests:  # it has begun to hang
                     assert time.monotonic() < deadline
                     time.sleep(0.02)

@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from ourvidz_sdxl.local import EmbeddedSupabase, embedded_supabase
 from tests.fake_runpod import FakeRunPod
 from tests.integration.conftest import Database, User, sign_up, wait_until
+from tests.pace import TIMEOUT_SECONDS
 from tests.processes import STUB, WorkerProcess, scratch_folder
 
 TARGET = "sdxl"
@@ -53,7 +54,7 @@ class Fleet:
 
     def call(self, name: str, *, token: str = SECRET, body: Any = None) -> httpx.Response:
         address, headers = f"{self.supabase.url}/functions/v1/{name}", {"Authorization": f"Bearer {token}"}
-        return httpx.post(address, json=body or {"target_worker": TARGET}, headers=headers, timeout=60)
+        return httpx.post(address, json=body or {"target_worker": TARGET}, headers=headers, timeout=TIMEOUT_SECONDS)
 
     def calls(self) -> int:
         """How many requests the database has sent so far."""

@@ -218,7 +218,7 @@ def sizes() -> st.SearchStrategy[tuple[int | None, int | None]]:
     return st.just((None, None)) | st.tuples(edge, edge)
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     row=st.fixed_dictionaries(
         {"job_type": st.sampled_from(["sdxl_image_fast", "sdxl_image_high", "video"]), "prompt": st.text(max_size=20)},

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from skimage.metrics import structural_similarity
 
 from ourvidz_sdxl.similarity import similarity
 
@@ -15,6 +14,8 @@ def picture(seed: int, size: tuple[int, int] = (160, 96)) -> Image.Image:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_agrees_with_scikit_image(seed: int) -> None:
+    from skimage.metrics import structural_similarity  # here, since every process of the tests would wait for it
+
     a, b = picture(seed), Image.blend(picture(seed), picture(seed + 10), 0.4)
     expected = structural_similarity(np.asarray(a.convert("L")), np.asarray(b.convert("L")))
     assert similarity(a, b) == pytest.approx(expected, abs=1e-3)
