@@ -29,8 +29,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ourvidz_sdxl.demo
-import ourvidz_sdxl.supervisor
 from ourvidz_sdxl.local import ROOT
 from tests.pace import TIMEOUT_SECONDS
 
@@ -183,10 +181,12 @@ def process_at_the_other_end(connection: socket.socket) -> int:
 @functools.cache
 def preload() -> None:
     import ourvidz_sdxl.cli  # sets what must be set before the others
+    import ourvidz_sdxl.demo
     import ourvidz_sdxl.doctor
     import ourvidz_sdxl.engine.fast.engine
     import ourvidz_sdxl.engine.load
-    import ourvidz_sdxl.startup  # noqa: F401
+    import ourvidz_sdxl.startup
+    import ourvidz_sdxl.supervisor  # noqa: F401
 
     [_the_only_thread] = Path("/proc/self/task").iterdir()  # a fork has no other than the one that forked
     gc.collect()
@@ -220,8 +220,10 @@ def become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
 
 def run_here(arguments: list[str]) -> int:
     """Runs `python arguments…`, and returns its exit status."""
+    from ourvidz_sdxl import demo, supervisor
+
     ours = SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))
-    for starting_workers in (ourvidz_sdxl.demo, ourvidz_sdxl.supervisor):
+    for starting_workers in (demo, supervisor):
         vars(starting_workers)["subprocess"] = ours
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

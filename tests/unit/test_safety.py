@@ -400,8 +400,8 @@ def test_time_grows_with_length_and_no_faster(part: str) -> None:
 
 @pytest.mark.parametrize("part", [*(part for part in HOSTILE if part != "ﷺ"), ":.", "a''", "1 ", ":-", "!", " -"])
 def test_no_pattern_backtracks(part: str) -> None:
-    """A quadratic pattern would need hours for a text as long as this one."""
-    text = part * (400_000 // len(part))
+    """A quadratic pattern would need minutes for a text as long as this one."""
+    text = part * (100_000 // len(part))
     assert list(readings(text + "'"))
     assert list(readings(text + "x"))
 
