@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import PASSWORD, Open, choose, more, paint, shoot, sign_up, tiles, violations
+from tests.browser.conftest import PASSWORD, Open, choose, more, paint, picture_file, shoot, sign_up, tiles, violations
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -46,7 +48,7 @@ def test_what_failed_is_put_away(open_studio: Open) -> None:
     expect(page.get_by_text("No pictures yet")).to_be_visible()
 
 
-def test_everything_goes_the_running_job_too(open_studio: Open) -> None:
+def test_everything_goes_the_running_job_and_what_the_form_holds_too(open_studio: Open, tmp_path: Path) -> None:
     page = open_studio()
     sign_up(page)
     more(page, steps=5)
@@ -55,10 +57,13 @@ def test_everything_goes_the_running_job_too(open_studio: Open) -> None:
     more(page, steps=100)
     paint(page)
     expect(tiles(page, "processing").get_by_text("Step ")).to_be_visible()
+    page.get_by_label("Reference image").set_input_files(picture_file(tmp_path))
+    expect(page.get_by_alt_text("The reference")).to_be_visible()
     page.get_by_role("button", name="Delete everything").click()
     expect(page.get_by_role("button", name="Keep everything")).to_be_focused()
     shoot(page, "delete-everything-desktop")
     page.get_by_role("dialog").get_by_role("button", name="Delete everything").click()
     expect(page.get_by_text("No pictures yet")).to_be_visible()
+    expect(page.get_by_alt_text("The reference")).to_have_count(0)
     page.reload()
     expect(page.get_by_text("No pictures yet")).to_be_visible()

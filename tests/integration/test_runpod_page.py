@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ class Reader:
         for name, script in STAND_INS.items():
             program = self.folder / "bin" / name
             for place, value in {"python": sys.executable, "root": ROOT, "folder": self.folder, "cli": CLI}.items():
-                script = script.replace(f"{{{place}}}", str(value))
+                script = script.replace(f"{{{place}}}", shlex.quote(str(value)))
             program.write_text(f"#!/bin/sh -e\n{script}\n")
             program.chmod(0o755)
         path = f"{node().parent}:/usr/local/bin:/usr/bin:/bin"

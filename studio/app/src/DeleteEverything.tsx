@@ -8,7 +8,7 @@ import { useServices } from './services.ts'
 import { sentence } from './words.ts'
 
 export function DeleteEverything() {
-  const { sdxl, drafts } = useServices()
+  const { sdxl } = useServices()
   const [isOpen, { open, close }] = useDisclosure()
   const [isBusy, setBusy] = useState(false)
   const [failure, setFailure] = useState<string>()
@@ -18,8 +18,7 @@ export function DeleteEverything() {
     setFailure(undefined)
     try {
       await sdxl.deleteEverything()
-      drafts.clear()
-      close()
+      window.location.reload() // what the form holds may be a reference that is gone
     } catch (error) {
       setFailure(sentence(error))
     }
