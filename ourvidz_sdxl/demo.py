@@ -117,8 +117,7 @@ def worker_process(supabase: EmbeddedSupabase) -> Iterator[subprocess.Popen[byte
     try:
         yield process
     finally:
-        process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=30)  # the end of its input is what stops it; SIGTERM beside that would be a second one
 
 
 async def as_a_frontend(supabase: EmbeddedSupabase, wish: Wish, out: Path) -> tuple[dict[str, Any], list[Path]]:

@@ -39,6 +39,8 @@ def test_a_batch_from_a_prompt(tmp_path: Path) -> None:
     status, result, log = run_demo(tmp_path, "--prompt", "a green square on a white background", "--batch", "3")
     assert (status, result["status"], len(result["images"])) == (0, "completed", 3), log
     assert result["seconds"] > 0
+    assert "worker_drained" in log
+    assert "worker_died" not in log
     for path in result["images"]:
         red, green, blue = Image.open(path).convert("RGB").getpixel((2, 2))  # type: ignore[misc]
         assert min(red, green, blue) > 180, "the background should be white"
